@@ -1,0 +1,188 @@
+"""Block-by-block calibration: the activations of all samples in front of one decoder block, and what its layers see.
+
+As in the GPTQ family (section 3.3 of arXiv 2210.17323 and its released driver): the linear layers of block i see
+activations that come through the quantized blocks before it and the unquantized weights of the block itself. One block
+runs at a time; besides the model only the activations of all samples are held.
+
+Keyword arguments of the blocks (masks, rotary embeddings) are captured from the model's own forward pass and replayed,
+so no model family needs a driver of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.blocks import Blocks, block_linears
+from kernels.errors import InputError
+from methods import LayerStatistics
+from methods.base import Needs
+from methods.hessian import accumulate
+
+Progress = Callable[[int], None]
+
+
+class _Stop(Exception):
+    """Leaves a forward pass as soon as everything wanted has been seen."""
+
+
+class BlockStream:
+    """Activations [samples, tokens, hidden] on their way through the decoder blocks."""
+
+    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor) -> None:
+        """windows: [samples, context], token ids."""
+        self._blocks = blocks.blocks
+        self._device = next(model.parameters()).device
+        self._kwargs = _block_arguments(model, self._blocks, windows[:1].to(self._device))
+        self.hidden = _embed(model, self._blocks[0], windows, self._device)
+
+    def forward(self, index: int, sample: int) -> Tensor:
+        """Output [1, tokens, hidden] of block `index` for one sample."""
+        hidden = self.hidden[sample : sample + 1].to(self._device)
+        output = self._blocks[index](hidden, **self._kwargs[index])
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def collect(self, index: int, needs: Needs, progress: Progress = lambda done: None) -> dict[str, LayerStatistics]:
+        """Statistics of the inputs of each linear layer of block `index`, as its weights are now.
+
+        Layers that read the same tensor share one object. Runs every sample once, up to the last layer's input.
+        """
+        collector = _Collector(block_linears(self._blocks[index]), keep_inputs=needs == "inputs")
+        with collector:
+            for sample in range(self.hidden.shape[0]):
+                collector.start_sample()
+                try:
+                    self.forward(index, sample)
+                except _Stop:
+                    pass
+                progress(sample + 1)
+        return collector.statistics(self.hidden.shape[0])
+
+    @torch.no_grad()
+    def advance(self, index: int, progress: Progress = lambda done: None) -> None:
+        """Replace the activations by the outputs of block `index`, as its weights are now."""
+        for sample in range(self.hidden.shape[0]):
+            self.hidden[sample] = self.forward(index, sample)[0].to(self.hidden.device)
+            progress(sample + 1)
+
+
+class _Collector:
+    """Forward pre-hooks on the linear layers of one block. Layers that are handed the same tensor form one group."""
+
+    def __init__(self, linears: dict[str, nn.Linear], keep_inputs: bool) -> None:
+        self._linears = linears
+        self._keep_inputs = keep_inputs
+        self._leader: dict[str, str] = {}
+        self._hessians: dict[str, Tensor] = {}
+        self._tokens: dict[str, int] = {}
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Collector:
+        for name, linear in self._linears.items():
+            hook = lambda _, args, name=name: self._see(name, args[0])  # noqa: E731
+            self._handles.append(linear.register_forward_pre_hook(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+    def start_sample(self) -> None:
+        self._seen.clear()
+
+    def _see(self, name: str, x: Tensor) -> None:
+        leader = self._leader.get(name)
+        if leader is None:
+            # First sample: who else was handed this very tensor?
+            leader = next((other for other, seen in self._seen.items() if seen is x), name)
+            self._leader[name] = leader
+        elif leader != name and self._seen.get(leader) is not x:
+            raise RuntimeError(f"{name} shared its input with {leader} in the first sample and does not any more")
+        self._seen[name] = x
+        if leader == name:
+            self._add(name, x)
+        if len(self._seen) == len(self._linears) == len(self._leader):
+            raise _Stop
+
+    def _add(self, name: str, x: Tensor) -> None:
+        if name not in self._hessians:
+            self._hessians[name] = torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float32, device=x.device)
+        accumulate(self._hessians[name], x)
+        self._tokens[name] = self._tokens.get(name, 0) + x.numel() // x.shape[-1]
+        if self._keep_inputs:
+            self._inputs.setdefault(name, []).append(x.reshape(-1, x.shape[-1]).clone())
+
+    def statistics(self, samples: int) -> dict[str, LayerStatistics]:
+        groups: dict[str, LayerStatistics] = {}
+        for name, hessian in self._hessians.items():
+            if not torch.isfinite(hessian).all():
+                raise InputError(f"layer {name}: calibration activations overflow; try --dtype float32 or bfloat16")
+            inputs = self._inputs.pop(name, None)
+            groups[name] = LayerStatistics(
+                hessian.mul_(2 / samples), samples, self._tokens[name], torch.stack(inputs) if inputs else None
+            )
+        unseen = sorted(set(self._linears) - set(self._leader))
+        if unseen:
+            raise InputError(f"layer {unseen[0]} received no calibration tokens; use more --calibration-samples")
+        return {name: groups[self._leader[name]] for name in self._linears}
+
+
+def check_sample_size(samples: int, context: int, widest: int) -> None:
+    """Raise InputError if the calibration tokens cannot span the inputs of the widest layer (a singular Hessian)."""
+    if samples * context < widest:
+        raise InputError(
+            f"calibration set too small: {samples} x {context} = {samples * context} tokens for a Hessian of "
+            f"{widest} inputs; use --calibration-samples {-(-widest // context)} or more"
+        )
+
+
+@torch.no_grad()
+def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Tensor) -> list[dict[str, Any]]:
+    """The keyword arguments that the model hands to each block, from one ordinary forward pass.
+
+    Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
+    """
+    captured: list[dict[str, Any]] = []
+    handles = []
+    for block in blocks:
+        hook = lambda _, args, kwargs: captured.append(kwargs)  # noqa: E731
+        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+    try:
+        model(window, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(captured) != len(blocks):
+        raise InputError(f"{type(model).__name__} ran {len(captured)} decoder blocks of {len(blocks)} in one forward pass")
+    return [{key: value for key, value in kwargs.items() if key != "hidden_states"} for kwargs in captured]
+
+
+@torch.no_grad()
+def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.device) -> Tensor:
+    """The input of the first block for every sample: [samples, context, hidden], in the model's dtype, on the CPU side.
+
+    The forward pass is left as soon as the first block is reached.
+    """
+    stream: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+        raise _Stop
+
+    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for window in windows:
+            try:
+                model(window[None].to(device), use_cache=False)
+            except _Stop:
+                pass
+    finally:
+        handle.remove()
+    return torch.stack(stream)

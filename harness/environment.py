@@ -1,0 +1,89 @@
+"""What a result depends on besides its spec: packages, code, hardware, threads."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_PACKAGES = (
+    "sagebench",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "gguf",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "pydantic",
+)
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment_record() -> dict[str, Any]:
+    """Everything about this process and machine that a record keeps."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "git": git_state(),
+        "code": code_fingerprint(),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+@cache
+def code_fingerprint() -> str:
+    """sha256 (16 digits) over the source of the layouts, the methods and the quantization loop.
+
+    Part of the key under which quantized weights are cached: an edited method never meets its old weights.
+    """
+    digest = hashlib.sha256()
+    files = [*(_ROOT / "kernels").rglob("*.py"), *(_ROOT / "methods").rglob("*.py")]
+    files += [_ROOT / "harness" / name for name in ("calibration.py", "quantize.py", "corpora.py")]
+    files += (_ROOT / "harness" / "models").rglob("*.py")
+    for file in sorted(files):
+        digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout this code runs from; None outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,82 @@
+"""What a run will cost, roughly: for `--dry-run`, and to refuse a run that cannot fit in memory.
+
+Time comes from a short measurement of this machine's matrix product and the operations a run needs; expect it to be
+right within a factor of two.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import psutil
+import torch
+
+from harness.catalog import ModelEntry, models
+from harness.models.source import linear_weights, resolve_model
+from harness.spec import RunSpec
+from methods import create_method
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ALL_WINDOWS = 150  # what "all windows" of WikiText-2 come to, give or take the tokenizer
+_LOAD_SECONDS_PER_PARAMETER = 3e-8
+_QUANTIZE_SECONDS_PER_WEIGHT = 6e-7
+_ATTENTION_SHARE = 1.4  # forward pass with attention and loss over its matrix products alone
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds of wall time, bytes of memory at the peak."""
+
+    seconds: float
+    memory_bytes: int
+
+
+def estimate(spec: RunSpec) -> Estimate:
+    """The expected cost of a run on this machine."""
+    parameters, weights = _sizes(spec.model.name)
+    speed = _operations_per_second(spec.model.device, spec.model.dtype)
+    seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
+    for evaluation in spec.evaluations:
+        tokens = (evaluation.windows or _ALL_WINDOWS) * evaluation.context
+        seconds += _ATTENTION_SHARE * 2 * parameters * tokens / speed
+    memory = parameters * _BYTES[spec.model.dtype] + 1_500_000_000
+    if spec.method.name != "fp16":
+        seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
+    if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:
+        tokens = spec.calibration.samples * spec.calibration.context
+        # Two forward passes over the blocks, and the products of the Hessians: about as much again.
+        seconds += 3 * _ATTENTION_SHARE * 2 * weights * tokens / speed
+        memory += int(tokens * (weights / 1e6) ** 0.5 * 64)
+    return Estimate(seconds, memory)
+
+
+def available_memory(device: str) -> int:
+    """Bytes free on the device, or in the machine for the CPU."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    """Parameters of a model, and those of its linear layers; from the catalogue, or from the model's files."""
+    entry: ModelEntry | None = models().get(name.lower())
+    if entry is not None:
+        return entry.parameters, entry.linear_parameters
+    return linear_weights(resolve_model(name))
+
+
+@cache
+def _operations_per_second(device: str, dtype: str) -> float:
+    kind = getattr(torch, dtype)
+    size = 1024 if torch.device(device).type == "cpu" else 8192
+    left = torch.ones(size, size, dtype=kind, device=device)
+    products = 3
+    for _ in range(2):  # the first round warms up
+        start = time.perf_counter()
+        for _ in range(products):
+            result = left @ left
+        float(result[0, 0])  # waits for the device
+        elapsed = time.perf_counter() - start
+    return products * 2 * size**3 / elapsed

@@ -1,0 +1,93 @@
+"""Experiments and profiles as data: YAML files beside this module, validated, unknown keys refused."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kernels.errors import InputError, did_you_mean
+from methods.validation import explain
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(_Data):
+    """A row of a table: a method with options, under the name that the claims give it."""
+
+    method: str
+    setting: str
+    label: str
+    options: dict[str, Any] = {}
+
+
+class Experiment(_Data):
+    """A table of the paper. models and corpora: names of the catalogue."""
+
+    name: str
+    item: str
+    title: str
+    metric: Literal["perplexity"]
+    corpora: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+
+class CalibrationDefaults(_Data):
+    corpus: str
+    samples: int = Field(ge=1)
+    context: int = Field(ge=2)
+
+
+class Profile(_Data):
+    """Defaults of a profile. models: "paper" for the experiment's own. windows: None for all."""
+
+    models: Literal["paper"] | tuple[str, ...]
+    dtype: Literal["float32", "float16", "bfloat16"]
+    windows: int | None = Field(ge=1)
+    calibration: CalibrationDefaults
+
+
+def experiment_names() -> list[str]:
+    """Names of the experiments that come with the package."""
+    found = (file.name for file in files(__package__).iterdir() if file.name.endswith(".yaml"))
+    return sorted(name.removesuffix(".yaml") for name in found if name != "profiles.yaml")
+
+
+def load_experiment(name: str) -> Experiment:
+    """An experiment by name, or from a YAML file of the user's. Raises InputError for what is unknown or invalid."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        try:
+            return _parse(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise InputError(f"experiment file {path} cannot be read ({error.strerror})") from error
+    if name not in experiment_names():
+        raise InputError(f"unknown experiment {name!r}" + did_you_mean(name, experiment_names()))
+    return _parse(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name: "embedded" or "paper"."""
+    profiles = yaml.safe_load(files(__package__).joinpath("profiles.yaml").read_text(encoding="utf-8"))
+    if name not in profiles:
+        raise InputError(f"unknown profile {name!r}" + did_you_mean(name, [*profiles, "auto"]))
+    return Profile.model_validate(profiles[name])
+
+
+def _parse(text: str, where: str) -> Experiment:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where} must hold name, item, title, metric, corpora, models and rows")
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, Experiment)}") from None

@@ -1,0 +1,124 @@
+"""Load a model and its tokenizer with transformers, dense, in the dtype asked for."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.cache import cache_folder, require_space
+from harness.models.reparameterize import reparameterize
+from harness.models.source import (
+    ModelSource,
+    SourcePrecision,
+    download,
+    fingerprint,
+    open_gguf,
+    resolve_model,
+    source_precision,
+)
+from kernels.errors import InputError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass
+class LoadedModel:
+    """A dense model in evaluation mode, its tokenizer, and what a record says about where it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: ModelSource
+    sha256: str
+    precision: SourcePrecision
+    parameters: int
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "name": self.source.name,
+            "source": self.source.hub_id or str(self.source.path.name),
+            "sha256": self.sha256,
+            "class": type(self.model).__name__,
+            "family": self.source.family,
+            "parameters": self.parameters,
+            "source_precision": self.precision.as_record(),
+        }
+
+
+def load_model(
+    name: str, dtype: str = "float32", device: str = "cpu", *, reparameterized: bool = False, seed: int = 0
+) -> LoadedModel:
+    """Load model `name` (see `resolve_model`). dtype: "float32", "float16" or "bfloat16".
+
+    With `reparameterized` the weights are moved off the grid of an already quantized source (see reparameterize.py).
+    Raises InputError if the model cannot be found or read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source = download(resolve_model(name))
+    sha256, precision = fingerprint(source), source_precision(source)
+    folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if reparameterized else DTYPES[dtype], use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    if reparameterized:
+        reparameterize(model, seed)
+    model.to(device=device, dtype=DTYPES[dtype])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return LoadedModel(model, tokenizer, source, sha256, precision, parameters)
+
+
+def _convert_gguf(path: Path, sha256: str) -> Path:
+    """The GGUF file as a dense float32 folder in the cache. Reading GGUF takes half a minute, the folder a second."""
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = cache_folder("converted") / f"{sha256[:16]}-transformers-{transformers.__version__}"
+    if (folder / "config.json").is_file():
+        return folder
+    reader = open_gguf(path)
+    require_space(folder.parent, sum(int(tensor.n_elements) for tensor in reader.tensors) * 5, f"converting {path.name}")
+    # transformers wants a folder and a file name; the weights are asked for dense, since some types would
+    # otherwise stay packed in layers of its own.
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path}: transformers cannot read this GGUF file: {_one_line(error)}") from error
+    # Nothing of the file's quantization may stay in the config: the folder holds a dense model.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if not folder.exists():
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,215 @@
+"""Where a model comes from: its name resolved, its files found and checked before anything is loaded.
+
+Weights are read from safetensors or GGUF alone. Pickled checkpoints (.bin, .pt) are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from harness.assets import asset_path, sha256_of
+from harness.catalog import models
+from harness.hub import require_hub
+from kernels.errors import InputError, did_you_mean
+
+
+# The number of a decoder block in a tensor's name: "model.layers.3.mlp", "blk.3.ffn_up".
+_NUMBERED = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """kind: "gguf" (path is the file), "folder" (path is the folder) or "hub" (path is unused)."""
+
+    name: str
+    kind: Literal["gguf", "folder", "hub"]
+    path: Path
+    hub_id: str | None
+    family: str
+
+
+@dataclass(frozen=True)
+class SourcePrecision:
+    """What the weights were before they were loaded. bits: per weight of the linear layers, constants included."""
+
+    quantized: bool
+    format: str
+    bits: float
+    detail: str
+
+    def as_record(self) -> dict[str, Any]:
+        return {"quantized": self.quantized, "format": self.format, "bits": self.bits, "detail": self.detail}
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Find model `name`: a name of the catalogue, a folder, a GGUF file, or a hub id "owner/name".
+
+    Fetches an embedded asset if need be. Raises InputError if there is no such model or its files are unusable.
+    """
+    entry = models().get(name.lower())
+    if entry is not None:
+        if entry.asset is not None:
+            return ModelSource(name.lower(), "gguf", asset_path(entry.asset), None, entry.family)
+        return ModelSource(name.lower(), "hub", Path(), entry.hub, entry.family)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model {name!r}: no such GGUF file")
+        return ModelSource(name, "gguf", path, None, _gguf_family(path))
+    if path.is_dir():
+        return ModelSource(name, "folder", path, None, _check_folder(path))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return ModelSource(name, "hub", Path(), name, "llama")
+    raise InputError(f"unknown model {name!r}" + did_you_mean(name, models()) + " (or a folder, a .gguf file, owner/name)")
+
+
+def download(source: ModelSource) -> ModelSource:
+    """A hub model as a local folder: configuration, tokenizer and safetensors, nothing that could be executed."""
+    if source.kind != "hub":
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    hub_id = source.hub_id or source.name
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
+        complete = any(Path(folder).glob("*.safetensors"))
+    except LocalEntryNotFoundError:
+        complete = False
+    if not complete:
+        require_hub(f"model {source.name!r}", hub_id, "--model with a local folder")
+        folder = snapshot_download(hub_id, allow_patterns=patterns)
+    return ModelSource(source.name, "folder", Path(folder), hub_id, _check_folder(Path(folder)))
+
+
+def fingerprint(source: ModelSource) -> str:
+    """sha256 over the content of the weight files (and over their names, where there are several)."""
+    if source.kind == "gguf":
+        return sha256_of(source.path)
+    digest = hashlib.sha256()
+    for file in sorted(source.path.glob("*.safetensors")):
+        digest.update(file.name.encode() + b"\0" + sha256_of(file).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def source_precision(source: ModelSource) -> SourcePrecision:
+    """In which precision the source file holds the weights of its linear layers."""
+    if source.kind == "gguf":
+        return _gguf_precision(source.path)
+    counts: Counter[str] = Counter()
+    for file in sorted(source.path.glob("*.safetensors")):
+        with safe_open(file, framework="np") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a mapping
+                tensor = opened.get_slice(key)
+                if len(tensor.get_shape()) == 2:
+                    rows, columns = tensor.get_shape()
+                    counts[tensor.get_dtype()] += rows * columns
+    dtype = counts.most_common(1)[0][0] if counts else "?"
+    return SourcePrecision(False, dtype, {"F32": 32.0, "F64": 64.0}.get(dtype, 16.0), f"safetensors, mostly {dtype}")
+
+
+def linear_weights(source: ModelSource) -> tuple[int, int]:
+    """Parameters of a local model, and those in matrices of its decoder blocks, from the headers of its files.
+
+    A hub model that is not in the catalogue counts as (0, 0): nothing is known before it is fetched.
+    """
+    sizes: list[tuple[str, tuple[int, ...]]] = []
+    if source.kind == "gguf":
+        sizes = [(tensor.name, tuple(int(s) for s in tensor.shape)) for tensor in open_gguf(source.path).tensors]
+    elif source.kind == "folder":
+        for file in source.path.glob("*.safetensors"):
+            with safe_open(file, framework="np") as opened:
+                sizes += [(key, tuple(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
+    counted = [(name, math.prod(shape), len(shape)) for name, shape in sizes]
+    in_blocks = sum(count for name, count, axes in counted if axes == 2 and _NUMBERED.search(name))
+    return sum(count for _, count, _ in counted), in_blocks
+
+
+def open_gguf(path: Path) -> Any:
+    """A GGUF reader. Raises InputError for a file that is not GGUF or is cut short."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        for tensor in reader.tensors:
+            if tensor.data.nbytes != tensor.n_bytes:
+                raise ValueError(f"tensor {tensor.name} is cut short")
+        return reader
+    except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        raise InputError(f"{path}: not a readable GGUF file ({error}); it may be truncated, fetch it again") from error
+
+
+def _gguf_precision(path: Path) -> SourcePrecision:
+    from gguf import GGML_QUANT_SIZES
+
+    weights: Counter[str] = Counter()
+    stored = 0
+    for tensor in open_gguf(path).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            weights[tensor.tensor_type.name] += int(tensor.n_elements)
+            block, size = GGML_QUANT_SIZES[tensor.tensor_type]
+            stored += int(tensor.n_elements) // block * size
+    if not weights:
+        raise InputError(f"{path}: a GGUF file without decoder blocks")
+    total = sum(weights.values())
+    kind = weights.most_common(1)[0][0]
+    detail = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in weights.most_common())
+    quantized = any(name not in {"F32", "F16", "BF16", "F64"} for name in weights)
+    return SourcePrecision(quantized, kind, round(8 * stored / total, 3), f"GGUF, linear weights: {detail}")
+
+
+def _gguf_family(path: Path) -> str:
+    field = open_gguf(path).get_field("general.architecture")
+    return _family(bytes(field.parts[field.data[0]]).decode() if field else "llama")
+
+
+def _check_folder(folder: Path) -> str:
+    """Refuse folders that cannot be loaded safely; returns the model family."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"model folder {folder} has no config.json")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{config_file} is not valid JSON ({error})") from error
+    if config.get("quantization_config"):
+        raise InputError(f"model folder {folder} is already quantized; give the unquantized model")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        hint = f"; {pickled[0].name} is a pickle and is never read, convert it to safetensors" if pickled else ""
+        raise InputError(f"model folder {folder} has no weights (*.safetensors){hint}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{index} is damaged ({error})") from error
+        missing = sorted(wanted - {file.name for file in files})
+        if missing:
+            raise InputError(f"model folder {folder}: shard {missing[0]} is missing")
+    for file in files:
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: not a readable safetensors file ({error}); it may be truncated") from error
+    return _family(str(config.get("model_type", "llama")))
+
+
+def _family(architecture: str) -> str:
+    """The family of settings an architecture belongs to: "opt", "qwen", or "llama" for all others."""
+    architecture = architecture.lower()
+    return next((family for family in ("opt", "qwen") if architecture.startswith(family)), "llama")

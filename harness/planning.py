@@ -1,0 +1,198 @@
+"""From an experiment and the user's choices to the runs that fill its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.catalog import models as catalogue
+from harness.corpora import dataset_name, resolve_corpus
+from harness.experiments import Experiment, Profile, Row, load_profile
+from harness.hub import hub_allowed
+from harness.models.source import resolve_model
+from harness.plan import PlannedRow, TablePlan
+from harness.runner import UNQUANTIZED
+from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+from kernels.errors import InputError, did_you_mean
+from methods import create_method
+from methods.registry import method_names
+from methods.validation import validated
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user asked for; None leaves it to the profile or the experiment."""
+
+    profile: str = "auto"
+    models: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
+    windows: int | None = None
+    context: int | None = None
+    calibration_samples: int | None = None
+    calibration_corpus: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    seed: int = 0
+    reparameterize: bool = False
+
+
+@dataclass
+class Plan:
+    """The table, and the runs to carry out, the unquantized reference of each model before the others.
+
+    references: for each run's key the key of the unquantized run under the same protocol.
+    """
+
+    table: TablePlan
+    runs: list[RunSpec] = field(default_factory=list)
+    references: dict[str, str] = field(default_factory=dict)
+
+
+def choose_profile(name: str) -> str:
+    """"auto" becomes "paper" on a machine with a GPU that reaches the hub, and "embedded" elsewhere."""
+    if name != "auto":
+        load_profile(name)
+        return name
+    return "paper" if torch.cuda.is_available() and hub_allowed("auto") else "embedded"
+
+
+def plan_table(experiment: Experiment, choices: Choices) -> Plan:
+    """All runs of `experiment`. Raises InputError for an unknown model, method, option, corpus or profile.
+
+    Nothing is downloaded for the paper's models that are not run; the models that are run are resolved now.
+    """
+    profile_name = choose_profile(choices.profile)
+    profile = load_profile(profile_name)
+    # With "auto" a corpus may still come from the hub when the models do not.
+    sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
+    names = choices.models or (experiment.models if profile.models == "paper" else profile.models)
+    rows = _chosen_rows(experiment, choices.methods)
+    evaluations = _evaluations(experiment, choices, profile, sources)
+    planned: list[PlannedRow] = []
+    plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
+    for name in names:
+        model, family = _model_spec(name, choices, profile)
+        reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
+        plan.runs.append(reference)
+        for row in rows:
+            if row.method not in method_names():
+                planned.append(_row(row, name, None, "method not registered"))
+                continue
+            spec = _run_spec(row.method, row.options, model, family, _calibration(choices, profile, sources), evaluations)
+            if spec.key not in {run.key for run in plan.runs}:
+                plan.runs.append(spec)
+            plan.references[spec.key] = reference.key
+            planned.append(_row(row, name, spec.key, ""))
+    for name in experiment.models:
+        if name not in {choice.lower() for choice in names}:
+            planned += [_row(row, name, None, f"not run: profile {profile_name}") for row in rows]
+    plan.table = TablePlan(
+        name=experiment.name,
+        item=experiment.item,
+        title=experiment.title,
+        metric=experiment.metric,
+        datasets=tuple(dataset_name(corpus) for corpus in choices.corpora or experiment.corpora),
+        rows=tuple(planned),
+        notes=(f"Profile: {profile_name}.",),
+    )
+    return plan
+
+
+def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
+    known = {row.method for row in experiment.rows}
+    for method in methods:
+        if method not in known:
+            if method in method_names():
+                raise InputError(f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}")
+            raise InputError(f"unknown method {method!r}" + did_you_mean(method, known))
+    return [row for row in experiment.rows if not methods or row.method in methods]
+
+
+def _model_spec(name: str, choices: Choices, profile: Profile) -> tuple[ModelSpec, str]:
+    device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
+    source = resolve_model(name)
+    # A GPU-less machine computes in half precision at a crawl or not at all.
+    dtype = choices.dtype or ("float32" if device == "cpu" else profile.dtype)
+    values = {
+        "name": source.name,
+        "dtype": dtype,
+        "device": device,
+        "reparameterize": choices.reparameterize,
+        "seed": choices.seed if choices.reparameterize else 0,
+    }
+    return validated(ModelSpec, values, "model"), source.family
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"device {device!r} is unknown; use cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: this machine has no CUDA device; use --device cpu")
+
+
+def _evaluations(
+    experiment: Experiment, choices: Choices, profile: Profile, sources: str
+) -> tuple[EvaluationSpec, ...]:
+    windows = choices.windows if choices.windows is not None else profile.windows
+    context = choices.context or 2048
+    return tuple(
+        validated(
+            EvaluationSpec,
+            {"corpus": resolve_corpus(corpus, sources), "context": context, "windows": windows},
+            f"evaluation on {corpus!r}",
+        )
+        for corpus in choices.corpora or experiment.corpora
+    )
+
+
+def _calibration(choices: Choices, profile: Profile, sources: str) -> CalibrationSpec:
+    corpus = choices.calibration_corpus or profile.calibration.corpus
+    samples = choices.calibration_samples
+    values = {
+        "corpus": resolve_corpus(corpus, sources),
+        "samples": profile.calibration.samples if samples is None else samples,
+        "context": choices.context or profile.calibration.context,
+        "seed": choices.seed,
+    }
+    return validated(CalibrationSpec, values, "calibration")
+
+
+def _run_spec(
+    method: str,
+    options: dict[str, Any],
+    model: ModelSpec,
+    family: str,
+    calibration: CalibrationSpec | None,
+    evaluations: tuple[EvaluationSpec, ...],
+) -> RunSpec:
+    resolved = {key: family if (key, value) == ("preset", "family") else value for key, value in options.items()}
+    if calibration is not None and calibration.seed and "seed" not in resolved:
+        resolved["seed"] = calibration.seed
+    quantizer = create_method(method, **resolved)
+    return RunSpec(
+        model=model,
+        method=MethodSpec(name=method, options=quantizer.config.model_dump(mode="json", exclude_defaults=True)),
+        calibration=None if quantizer.needs == "nothing" else calibration,
+        evaluations=evaluations,
+    )
+
+
+def _row(row: Row, model: str, key: str | None, note: str) -> PlannedRow:
+    entry = catalogue().get(model.lower())
+    claims = entry.claims if entry is not None else None
+    return PlannedRow(
+        method=row.method,
+        setting=row.setting,
+        label=row.label,
+        model=claims or model,
+        # Papers give bit counts for a family: "OPT" of "OPT-1.3B", "LLaMA-2" of "LLaMA-2-7B".
+        family=claims.rsplit("-", 1)[0] if claims else None,
+        run_key=key,
+        note=note,
+    )

@@ -1,0 +1,79 @@
+"""Quantized weights kept between runs, so that an interrupted or a second evaluation does not quantize again.
+
+An entry is one safetensors file of packed weights and one JSON file (log, phases), under a key that covers the model's
+files, the method and its options, the calibration text and the code. The JSON file is written last: an entry without it
+does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.cache import cache_folder, require_space
+from harness.quantize import LayerLog, QuantizedModel
+from kernels.atomic import write_text
+from kernels.errors import InputError
+from kernels.layouts import load_packed, save_packed
+
+# Bytes kept in all; the entries used longest ago go first. SAGEBENCH_CACHE_GB overrides it.
+_DEFAULT_GB = 8.0
+
+
+def entry_folder(key: str) -> Path:
+    return cache_folder("quantized") / key
+
+
+def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any]] | None:
+    """The cached weights and their phases, or None. A damaged entry is dropped."""
+    folder = entry_folder(key)
+    described = folder / "quantized.json"
+    if not described.is_file():
+        return None
+    try:
+        content = json.loads(described.read_text(encoding="utf-8"))
+        packed = load_packed(folder / "packed.safetensors")
+        layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
+        phases = content["phases"]
+    except (InputError, ValueError, KeyError, TypeError):
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    os.utime(described)
+    return QuantizedModel(packed, layers), phases
+
+
+def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> None:
+    """Keep `quantized` under `key`."""
+    folder = entry_folder(key)
+    size = sum(weight.nbytes() for weight in quantized.packed.values())
+    require_space(folder.parent, size + 1_000_000, "quantized weights")
+    save_packed(folder / "packed.safetensors", quantized.packed)
+    content = {"layers": [layer.as_record() for layer in quantized.layers], "phases": phases}
+    write_text(folder / "quantized.json", json.dumps(content))
+    _prune(keep=folder)
+
+
+def packed_file_size(key: str) -> int:
+    """Bytes of the packed file on disk."""
+    return (entry_folder(key) / "packed.safetensors").stat().st_size
+
+
+def _prune(keep: Path) -> None:
+    limit = float(os.environ.get("SAGEBENCH_CACHE_GB", _DEFAULT_GB)) * 1e9
+    entries = sorted(
+        (folder for folder in keep.parent.iterdir() if folder != keep and folder.is_dir()),
+        key=lambda folder: folder.stat().st_mtime,
+        reverse=True,
+    )
+    used = _size(keep)
+    for folder in entries:
+        used += _size(folder)
+        if used > limit:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*"))

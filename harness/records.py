@@ -1,0 +1,81 @@
+"""Run records: one JSON file a run, written whole or not at all, named by the run's key.
+
+A finished run is `<key>.json`, a failed one `<key>.failed.json` until it succeeds. A file that cannot be read is moved
+aside as `<name>.corrupt` and counts as absent. This module does not need torch: reports read records only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from kernels.atomic import write_text
+
+FORMAT = 1
+
+
+class RecordStore:
+    """The records below one folder. warnings: what was found wrong with its files, for the user to see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.warnings: list[str] = []
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+    def failure_path(self, key: str) -> Path:
+        return self.folder / f"{key}.failed.json"
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """The finished record of `key`, or None. A damaged file is moved aside and reported in `warnings`."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            problem = _problem(record, key)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        if problem:
+            aside = path.with_suffix(".json.corrupt")
+            os.replace(path, aside)
+            self.warnings.append(f"record {path} is corrupt ({problem}); moved to {aside.name}, the run is repeated")
+            return None
+        return record
+
+    def save(self, key: str, record: dict[str, Any]) -> Path:
+        """Store a finished record; a failure of the same run is forgotten."""
+        content = {"format": FORMAT, "key": key, "created": _now(), **record}
+        write_text(self.path(key), json.dumps(content, indent=1, allow_nan=False) + "\n")
+        self.failure_path(key).unlink(missing_ok=True)
+        return self.path(key)
+
+    def save_failure(self, key: str, spec: dict[str, Any], error: str, details: str) -> Path:
+        """Keep what went wrong; the run is tried again next time."""
+        content = {"format": FORMAT, "key": key, "created": _now(), "spec": spec, "error": error, "details": details}
+        write_text(self.failure_path(key), json.dumps(content, indent=1) + "\n")
+        return self.failure_path(key)
+
+    def load_all(self) -> dict[str, dict[str, Any]]:
+        """Every finished record by key."""
+        keys = sorted(path.stem for path in self.folder.glob("*.json") if not path.name.endswith(".failed.json"))
+        return {key: record for key in keys if (record := self.load(key)) is not None}
+
+
+def _problem(record: Any, key: str) -> str | None:
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("format") != FORMAT:
+        return f"format {record.get('format')!r}, this build writes {FORMAT}"
+    if record.get("key") != key:
+        return f"holds key {record.get('key')!r}"
+    missing = [part for part in ("spec", "metrics", "ledger", "environment") if part not in record]
+    return f"no {missing[0]!r}" if missing else None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

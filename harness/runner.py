@@ -1,0 +1,185 @@
+"""One run: load, calibrate and quantize, evaluate, and what goes into its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from harness.calibration import check_sample_size
+from harness.corpora import Text, calibration_windows, dataset_name, load_text, tokenize
+from harness.environment import code_fingerprint, environment_record
+from harness.ledger import build_ledger
+from harness.metrics.perplexity import cut_windows, perplexity
+from harness.metrics.phases import Phases
+from harness.models.blocks import model_linears
+from harness.models.load import LoadedModel, load_model
+from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
+from harness.quantized_cache import load_quantized, packed_file_size, save_quantized
+from harness.spec import EvaluationSpec, RunSpec
+from kernels.errors import InputError
+from methods import QuantizationMethod, create_method
+
+# Called with (steps done, steps in all, what is being done).
+Progress = Callable[[int, int, str], None]
+
+UNQUANTIZED = "fp16"
+
+
+class NoOpError(RuntimeError):
+    """A quantized model that equals the unquantized one: the method did nothing."""
+
+
+def run(
+    spec: RunSpec,
+    *,
+    reference: dict[str, Any] | None = None,
+    fresh: bool = False,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Carry out `spec` and return its record (without key and date, which the store adds).
+
+    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
+    Raises InputError for bad input and NoOpError if nothing was quantized.
+    """
+    method = create_method(spec.method.name, **spec.method.options)
+    phases = Phases(spec.model.device)
+    progress(0, 1, "loading the model")
+    with phases.measure("load"):
+        loaded = load_model(
+            spec.model.name,
+            spec.model.dtype,
+            spec.model.device,
+            reparameterized=spec.model.reparameterize,
+            seed=spec.model.seed,
+        )
+        # Everything that can be wrong with the input is found before the long part begins.
+        check_shapes(loaded.model, method)
+        texts = [_evaluation_text(evaluation, loaded) for evaluation in spec.evaluations]
+        calibration = _calibration(spec, method, loaded)
+
+    quantized, key, cached = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
+    if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
+        raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
+
+    metrics = []
+    for evaluation, (text, ids) in zip(spec.evaluations, texts, strict=True):
+        what = f"perplexity on {text.dataset}"
+        with phases.measure("evaluate"):
+            result = perplexity(
+                loaded.model,
+                ids,
+                context=evaluation.context,
+                limit=evaluation.windows,
+                bos=_starts_with_bos(ids, loaded.tokenizer),
+                progress=lambda done, total, what=what: progress(done, total, what),
+            )
+        metrics.append(
+            {**result.as_record(), "corpus": text.corpus, "dataset": text.dataset, "split": text.split}
+        )
+    reference_entry = _compare(spec, metrics, reference)
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "environment": environment_record(),
+        "model": loaded.as_record(),
+        "method": {
+            "name": method.name,
+            "options": method.config.model_dump(mode="json"),
+            "provenance": asdict(method.provenance),
+        },
+        "data": {
+            "calibration": None if calibration is None else _text_record(calibration[0]),
+            "evaluations": [_text_record(text) for text, _ in texts],
+        },
+        "metrics": metrics,
+        "reference": reference_entry,
+        "ledger": build_ledger(loaded.model, quantized, packed_file_size(key)),
+        "layers": [layer.as_record() for layer in quantized.layers],
+        "phases": phases.measured,
+        "quantization": {"key": key, "from_cache": cached},
+        "warnings": _warnings(quantized, spec),
+    }
+
+
+def _evaluation_text(evaluation: EvaluationSpec, loaded: LoadedModel) -> tuple[Text, Any]:
+    text = load_text(evaluation.corpus, evaluation.split)
+    ids = tokenize(text, loaded.tokenizer)
+    try:
+        cut_windows(ids, evaluation.context)
+    except InputError as error:
+        raise InputError(f"corpus {text.corpus!r} ({text.split}): {error}") from None
+    return text, ids
+
+
+def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
+    if method.needs == "nothing":
+        return None
+    if spec.calibration is None:
+        raise InputError(f"method {method.name!r} needs calibration text")
+    widest = max(linear.in_features for linear in model_linears(loaded.model).values())
+    check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
+    text = load_text(spec.calibration.corpus, spec.calibration.split)
+    asked = spec.calibration
+    return text, calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
+
+
+def _quantize(
+    spec: RunSpec,
+    method: QuantizationMethod,
+    loaded: LoadedModel,
+    calibration: tuple[Text, Any] | None,
+    phases: Phases,
+    fresh: bool,
+    progress: Progress,
+) -> tuple[QuantizedModel, str, bool]:
+    """The quantized weights, installed in the model: from the cache, or made now and kept there."""
+    text_hash = "" if calibration is None else calibration[0].sha256
+    key = spec.quantization_key(loaded.sha256, text_hash, code_fingerprint())
+    cached = None if fresh else load_quantized(key)
+    if cached is not None:
+        quantized, earlier = cached
+        install(loaded.model, quantized.packed)
+        phases.measured.update(earlier)
+        return quantized, key, True
+    with phases.measure("quantize"):
+        windows = None if calibration is None else calibration[1]
+        quantized = quantize_model(loaded.model, method, windows, progress)
+    save_quantized(key, quantized, {"quantize": phases.measured["quantize"]})
+    return quantized, key, False
+
+
+def _starts_with_bos(ids: Any, tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
+
+
+def _compare(
+    spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """What the unquantized model has under the same protocol; a quantized model must not equal it exactly."""
+    if reference is None or spec.method.name == UNQUANTIZED:
+        return None
+    gaps = []
+    for mine, theirs in zip(metrics, reference["metrics"], strict=True):
+        if mine["nll"] == theirs["nll"]:
+            raise NoOpError(f"{spec.describe()}: perplexity on {mine['dataset']} equals the unquantized model's exactly")
+        gaps.append(mine["nll"] - theirs["nll"])
+    return {"key": reference["key"], "nll_gap": gaps}
+
+
+def _text_record(text: Text) -> dict[str, str]:
+    return {
+        "corpus": text.corpus,
+        "dataset": dataset_name(text.corpus),
+        "split": text.split,
+        "source": text.source if text.source.startswith(("wheel", "hub")) else text.source.rsplit("/", 1)[-1],
+        "sha256": text.sha256,
+    }
+
+
+def _warnings(quantized: QuantizedModel, spec: RunSpec) -> list[str]:
+    retried = [layer.name for layer in quantized.layers if "damping" in layer.facts]
+    if not retried:
+        return []
+    return [f"{len(retried)} layers needed more damping than asked for, the first is {retried[0]} (see layers.facts)"]
+
+

@@ -1,0 +1,79 @@
+"""A run as data: everything that decides its result, and the key under which the result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Part of every key: raise it when a change makes earlier results wrong or incomparable.
+SPEC_VERSION = 1
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class ModelSpec(Spec):
+    name: str
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "cpu"
+    reparameterize: bool = False
+    seed: int = Field(0, ge=0)
+    """Seed of the reparameterization; without it always 0."""
+
+
+class MethodSpec(Spec):
+    name: str
+    options: dict[str, Any] = {}
+    """Options that differ from their defaults, as the method's validated config gives them."""
+
+
+class CalibrationSpec(Spec):
+    corpus: str
+    split: str = "train"
+    samples: int = Field(128, ge=1)
+    context: int = Field(2048, ge=2)
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationSpec(Spec):
+    metric: Literal["perplexity"] = "perplexity"
+    corpus: str
+    split: str = "test"
+    context: int = Field(2048, ge=2)
+    windows: int | None = Field(None, ge=1)
+    """How many windows from the start of the text; None for all."""
+
+
+class RunSpec(Spec):
+    """One run: a model, a method, the text it is calibrated on (None if it needs none), and what is measured."""
+
+    model: ModelSpec
+    method: MethodSpec
+    calibration: CalibrationSpec | None
+    evaluations: tuple[EvaluationSpec, ...]
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that identify the spec."""
+        return _hash(self.model_dump(mode="json"))
+
+    def quantization_key(self, *facts: str) -> str:
+        """A key for the quantized weights alone: what is measured on them does not matter.
+
+        facts: whatever else decides the weights (fingerprints of the model's files, the text and the code).
+        """
+        return _hash({**self.model_dump(mode="json", exclude={"evaluations"}), "facts": facts})
+
+    def describe(self) -> str:
+        """The method and its options in one line."""
+        options = ", ".join(f"{key}={value}" for key, value in self.method.options.items())
+        return f"{self.method.name}({options}) on {self.model.name}"
+
+
+def _hash(content: dict[str, Any]) -> str:
+    text = json.dumps({"version": SPEC_VERSION, **content}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,29 @@
+"""The one exception for bad input.
+
+Every floor raises `InputError` for something the user can put right: an unknown name, a value out of
+range, a damaged file. The command line turns it into one line on stderr and exit code 2. Any other exception
+is a bug in this project and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot be used: the message names the thing, its value, and what would be right."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message for an unknown `name`: the closest known names, or all of them.
+
+    Returns a phrase that starts with a semicolon, such as ``"; did you mean 'gptq'?"``.
+    """
+    names = sorted(known)
+    # A misspelling may differ in case or in the separator alone ("SAGE_PTQ" for "sage-ptq").
+    folded = {candidate.lower().replace("_", "-"): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower().replace("_", "-"), folded, n=3, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(folded[match]) for match in close) + "?"
+    return "; known: " + ", ".join(names) if names else "; none is known"

@@ -1,0 +1,126 @@
+"""What a quantization method is: a validated config, what it needs to see, and how it packs one linear layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from kernels.errors import InputError
+from kernels.layouts import PackedWeight
+from kernels.layouts.base import SCALE_DTYPES
+from methods.statistics import LayerStatistics
+
+Needs = Literal["nothing", "hessian", "inputs"]
+
+
+class MethodConfig(BaseModel):
+    """Options that every method has. A method's own config adds fields, each with a default and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+    scale_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="dtype in which scales and other constants are stored, and used when decoding"
+    )
+    seed: int = Field(0, ge=0, description="seed of whatever the method draws at random")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a method comes from, shown in tables and in `list methods`."""
+
+    paper: str
+    code: str
+    """The authors' code that was read (repository and commit), "no public code" or "this project"."""
+    parity: str
+    """What equality with the authors' code has been tested: "tested on golden vectors", "none released", ..."""
+    reconstruction: bool = False
+    """True when the paper's text leaves so much open that the result is ours as much as the authors'."""
+
+
+@dataclass(frozen=True)
+class NominalBits:
+    """Bits per weight as the method's paper counts them: its headline, not what is stored."""
+
+    weight: float
+    scale: float
+
+
+@dataclass
+class LayerContext:
+    """Where a linear layer stands in the model, and a place for facts that the method wants in the run's log."""
+
+    name: str = "linear"
+    block: int = 0
+    blocks: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class QuantizationMethod(ABC):
+    """One method. Subclasses set the class variables and implement `quantize_linear` and `nominal_bits`."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    provenance: ClassVar[Provenance]
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    @property
+    def needs(self) -> Needs:
+        """What `quantize_linear` reads from its statistics; calibration collects just that."""
+        return "nothing"
+
+    def check_shape(self, out_features: int, in_features: int) -> None:  # noqa: B027 - most methods take any shape
+        """Raise InputError if a weight of this shape cannot be quantized with this config. Called before a run starts."""
+
+    @abstractmethod
+    def quantize_linear(
+        self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
+    ) -> PackedWeight:
+        """Quantize `weight` [out_features, in_features], any float dtype, without changing it.
+
+        `statistics` describes the layer's inputs and may be None for a method whose `needs` is "nothing".
+        Raises InputError for a weight that holds NaN or infinity, and for statistics that are missing or do not fit.
+        """
+
+    @abstractmethod
+    def nominal_bits(self, packed: PackedWeight) -> NominalBits:
+        """Bits per weight of one quantized matrix, counted as the method's paper counts."""
+
+    def _prepare(self, weight: Tensor, context: LayerContext | None) -> tuple[Tensor, LayerContext]:
+        """A float32 copy of `weight`, after the checks that every method shares, and a context in any case."""
+        context = context or LayerContext()
+        if weight.dim() != 2 or not weight.is_floating_point() or weight.numel() == 0:
+            raise InputError(
+                f"{context.name}: weight is {weight.dtype} {list(weight.shape)}; "
+                "it must be a float matrix [out_features, in_features]"
+            )
+        self.check_shape(weight.shape[0], weight.shape[1])
+        prepared = weight.detach().to(torch.float32, copy=True).contiguous()
+        if not torch.isfinite(prepared).all():
+            bad = int((~torch.isfinite(prepared)).sum())
+            raise InputError(f"{context.name}: {bad} of {weight.numel()} weights are NaN or infinite")
+        return prepared, context
+
+    def _statistics(self, statistics: LayerStatistics | None, weight: Tensor, context: LayerContext) -> LayerStatistics:
+        """`statistics` after checking that they are there and fit the weight."""
+        if statistics is None:
+            raise InputError(
+                f"{context.name}: method {self.name!r} needs the layer's inputs; "
+                "pass LayerStatistics.from_inputs(x) with x [samples, tokens, in_features]"
+            )
+        if statistics.in_features != weight.shape[1]:
+            raise InputError(
+                f"{context.name}: statistics of {statistics.in_features} input features, "
+                f"weight has in_features={weight.shape[1]}"
+            )
+        return statistics
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        return SCALE_DTYPES[self.config.scale_dtype]

@@ -1,0 +1,94 @@
+"""The Hessian of a linear layer: accumulation, damping, and the Cholesky factor of its inverse.
+
+The only place where Hessians are damped and factorized. Source: GPTQ (arXiv 2210.17323, section 3.3 and algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import scipy.linalg.blas as blas
+import torch
+from torch import Tensor
+
+from kernels.errors import InputError
+
+# When the factorization fails the damping is raised tenfold, at most this often; the released code stops instead.
+_MAX_RETRIES = 5
+
+
+@dataclass(frozen=True)
+class InverseFactor:
+    """U, the upper triangular factor of the inverse damped Hessian: H^-1 = U^T U.
+
+    U_jj^2 is the exact OBS pivot of column j once the columns before it are frozen. upper: [n, n], float32.
+    dead: [n], bool, inputs that were zero throughout calibration (their diagonal was set to 1). damping: relative to
+    the mean diagonal, as finally used; larger than asked for when the factorization had to be retried.
+    """
+
+    upper: Tensor
+    dead: Tensor
+    damping: float
+
+    def diagonal(self) -> Tensor:
+        """U_jj, [n]."""
+        return self.upper.diagonal()
+
+
+def accumulate(total: Tensor, x: Tensor) -> None:
+    """total += x^T x in float32. total: [n, n], float32, symmetric. x: [..., n], any float dtype.
+
+    On the CPU the product is a BLAS rank-k update (ssyrk): half the work of a general product, and several times
+    faster than it in practice.
+    """
+    flat = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    if total.device.type != "cpu":
+        total.addmm_(flat.T, flat)
+        return
+    # ssyrk works in column-major order: the transposed views below are free, and it fills one triangle.
+    columns = flat.contiguous().numpy().T
+    update = torch.from_numpy(blas.ssyrk(1.0, columns).T)
+    total += update + update.T - torch.diag(update.diagonal())
+
+
+def damped(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """A damped copy of `hessian` and the mask of dead inputs.
+
+    Dead inputs (zero diagonal) get diagonal 1 first; then damping * mean(diagonal) is added to the diagonal.
+    """
+    result = hessian.to(torch.float32, copy=True)
+    diagonal = result.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1.0
+    diagonal += damping * diagonal.mean()
+    return result, dead
+
+
+def factorize(hessian: Tensor, damping: float) -> InverseFactor:
+    """Damp `hessian` [n, n] and factorize its inverse.
+
+    Raises InputError if the Hessian holds NaN or infinity, or is not positive definite at any damping tried.
+    """
+    if not torch.isfinite(hessian).all():
+        raise InputError("the Hessian holds NaN or infinity: the calibration activations overflowed")
+    for attempt in range(_MAX_RETRIES + 1):
+        used = damping * 10**attempt
+        matrix, dead = damped(hessian, used)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:
+            continue
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed and torch.isfinite(upper).all():
+            return InverseFactor(upper, dead, used)
+    raise InputError(
+        f"the Hessian is not positive definite even with damping={used:g}; calibrate on more text or raise `damping`"
+    )
+
+
+def proxy_loss(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the share of the layer's output energy lost, on undamped `hessian`."""
+    error = (weight - quantized).float()
+    weight = weight.float()
+    reference = float(((weight @ hessian) * weight).sum(dtype=torch.float64))
+    lost = float(((error @ hessian) * error).sum(dtype=torch.float64))
+    return lost / reference if reference > 0 else 0.0

@@ -1,0 +1,70 @@
+"""Fixtures that several floors share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from methods import LayerStatistics
+
+_GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden vector: the layer, and what the authors' code made of it."""
+
+    weight: Tensor
+    statistics: LayerStatistics
+    quantized: Tensor
+    options: dict[str, Any]
+    extra: dict[str, Any]
+    sensitivity: float
+    proxy_loss: float
+    path: Path
+
+    def mismatch(self, decoded: Tensor) -> float:
+        """Share of entries that differ by more than 1e-5 relative."""
+        far = (decoded - self.quantized).abs() > 1e-5 * self.quantized.abs() + 1e-9
+        return float(far.float().mean())
+
+
+@pytest.fixture
+def golden() -> Callable[[str, int], Golden]:
+    """Load a golden vector by case and layer: `golden("gptq4-g128", 0)`."""
+
+    def load(case: str, layer: int) -> Golden:
+        path = _GOLDEN / f"{case}-{layer}.json"
+        described = json.loads(path.read_text(encoding="utf-8"))
+        inputs = load_file(_GOLDEN / f"input-{layer}.safetensors")
+        columns = inputs["w"].shape[1]
+        hessian = torch.zeros(columns, columns)
+        rows, cols = torch.tril_indices(columns, columns)
+        hessian[rows, cols] = inputs["h_lower"]
+        hessian[cols, rows] = inputs["h_lower"]
+        sensitivity = described.get("sensitivity_to_1e6_relative_noise_in_H", {})
+        return Golden(
+            weight=inputs["w"],
+            statistics=LayerStatistics.from_hessian(hessian, samples=128, tokens=128 * 64),
+            quantized=load_file(path.with_suffix(".safetensors"))["q"],
+            options=described["options"],
+            extra=described.get("extra", {}),
+            sensitivity=float(sensitivity.get("fraction_entries_changed", 0.0)),
+            proxy_loss=float(described["proxy_loss"]),
+            path=path,
+        )
+
+    return load
+
+
+def pytest_configure() -> None:
+    # Small matrices everywhere: more threads cost more than they bring, and results stay the same on any machine.
+    torch.set_num_threads(2)
