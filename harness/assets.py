@@ -26,7 +26,9 @@ def asset_path(wanted: AssetFile) -> Path:
         raise InputError(f"unknown asset {wanted.name!r}" + did_you_mean(wanted.name, assets()))
     asset = assets()[wanted.name]
     if wanted.file not in asset.members:
-        raise InputError(f"asset {wanted.name!r} has no file {wanted.file!r}" + did_you_mean(wanted.file, asset.members))
+        raise InputError(
+            f"asset {wanted.name!r} has no file {wanted.file!r}" + did_you_mean(wanted.file, asset.members)
+        )
     # The checksum is part of the path: files of another version are never taken for this one.
     folder = cache_folder("assets", f"{wanted.name}-{asset.sha256[:12]}")
     target = folder / wanted.file
@@ -44,14 +46,10 @@ def is_cached(wanted: AssetFile) -> bool:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
-
-
-def _digest(file) -> str:  # type: ignore[no-untyped-def]  # Python 3.10 has no hashlib.file_digest
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ so no model family needs a driver of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from harness.models.blocks import Blocks, block_linears
 from kernels.errors import InputError
-from methods import LayerStatistics
+from methods import BlockView, LayerStatistics
 from methods.base import Needs
 from methods.hessian import accumulate
 
@@ -39,11 +40,14 @@ class BlockStream:
         self._kwargs = _block_arguments(model, self._blocks, windows[:1].to(self._device))
         self.hidden = _embed(model, self._blocks[0], windows, self._device)
 
-    def forward(self, index: int, sample: int) -> Tensor:
-        """Output [1, tokens, hidden] of block `index` for one sample."""
-        hidden = self.hidden[sample : sample + 1].to(self._device)
-        output = self._blocks[index](hidden, **self._kwargs[index])
-        return output[0] if isinstance(output, tuple) else output
+    @property
+    def samples(self) -> int:
+        return self.hidden.shape[0]
+
+    def view(self, index: int) -> BlockView:
+        """Block `index` with the activations in front of it."""
+        block = self._blocks[index]
+        return BlockView(block, self.hidden, self._kwargs[index], block_linears(block))
 
     @torch.no_grad()
     def collect(self, index: int, needs: Needs, progress: Progress = lambda done: None) -> dict[str, LayerStatistics]:
@@ -53,21 +57,28 @@ class BlockStream:
         """
         collector = _Collector(block_linears(self._blocks[index]), keep_inputs=needs == "inputs")
         with collector:
-            for sample in range(self.hidden.shape[0]):
+            for sample in range(self.samples):
                 collector.start_sample()
-                try:
-                    self.forward(index, sample)
-                except _Stop:
-                    pass
+                with suppress(_Stop):
+                    self.view(index).run(sample)
                 progress(sample + 1)
-        return collector.statistics(self.hidden.shape[0])
+        return collector.statistics(self.samples)
 
     @torch.no_grad()
     def advance(self, index: int, progress: Progress = lambda done: None) -> None:
         """Replace the activations by the outputs of block `index`, as its weights are now."""
-        for sample in range(self.hidden.shape[0]):
-            self.hidden[sample] = self.forward(index, sample)[0].to(self.hidden.device)
+        for sample in range(self.samples):
+            self.hidden[sample] = self.view(index).run(sample)[0].to(self.hidden.device)
             progress(sample + 1)
+
+    @torch.no_grad()
+    def outputs(self, index: int, progress: Progress = lambda done: None) -> Tensor:
+        """The outputs of block `index`, as its weights are now, beside the activations: [samples, tokens, hidden]."""
+        outputs = torch.empty_like(self.hidden)
+        for sample in range(self.samples):
+            outputs[sample] = self.view(index).run(sample)[0].to(outputs.device)
+            progress(sample + 1)
+        return outputs
 
 
 class _Collector:
@@ -160,7 +171,9 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
         for handle in handles:
             handle.remove()
     if len(captured) != len(blocks):
-        raise InputError(f"{type(model).__name__} ran {len(captured)} decoder blocks of {len(blocks)} in one forward pass")
+        raise InputError(
+            f"{type(model).__name__} ran {len(captured)} decoder blocks of {len(blocks)} in one forward pass"
+        )
     return [{key: value for key, value in kwargs.items() if key != "hidden_states"} for kwargs in captured]
 
 
@@ -179,10 +192,8 @@ def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.de
     handle = first.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         for window in windows:
-            try:
+            with suppress(_Stop):
                 model(window[None].to(device), use_cache=False)
-            except _Stop:
-                pass
     finally:
         handle.remove()
     return torch.stack(stream)

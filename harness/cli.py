@@ -42,12 +42,16 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, metavar="N", help=f"table of the paper: {', '.join(map(str, _TABLES))}")
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
-    parser.add_argument("--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from")
+    parser.add_argument(
+        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
+    )
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
     parser.add_argument("--windows", type=int, metavar="N", help="evaluate on the first N windows")
-    parser.add_argument("--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)")
+    parser.add_argument(
+        "--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)"
+    )
     parser.add_argument("--calibration-samples", type=int, metavar="N", help="calibration samples")
     parser.add_argument("--calibration-corpus", metavar="C", help="calibrate on this corpus or text file")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype the model is evaluated in")
@@ -109,7 +113,9 @@ def _guarded(command) -> int:  # type: ignore[no-untyped-def]
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: no disk space left ({error.filename or 'unknown file'}); finished runs are kept", file=sys.stderr)
+        print(
+            f"error: no disk space left ({error.filename or 'unknown file'}); finished runs are kept", file=sys.stderr
+        )
         return 2
 
 

@@ -93,7 +93,7 @@ def load_text(name: str, split: str) -> Text:
 
 
 def tokenize(text: Text, tokenizer: Any) -> Tensor:
-    """Token ids of the joined text: [tokens], int64. Special tokens are added only where the tokenizer does by default."""
+    """Token ids of the joined text: [tokens], int64. BOS is added only where the tokenizer does by default."""
     ids = tokenizer(text.joined, return_tensors="pt", verbose=False).input_ids[0]
     return ids if text.limit_tokens is None else ids[: text.limit_tokens]
 
@@ -101,17 +101,19 @@ def tokenize(text: Text, tokenizer: Any) -> Tensor:
 def calibration_windows(text: Text, tokenizer: Any, samples: int, context: int, seed: int) -> Tensor:
     """`samples` random crops of `context` tokens: [samples, context], int64.
 
-    The sampling of the GPTQ family (IST-DASLab/gptq 2d65066): Python's random with `seed`; from C4 a random document that
-    is long enough and a random crop of it, from other corpora random crops of the joined text.
+    The sampling of the GPTQ family (IST-DASLab/gptq 2d65066): Python's random with `seed`; from C4 a random document
+    that is long enough and a random crop of it, from other corpora random crops of the joined text.
     """
     draw = random.Random(seed)
-    crops = []
+    crops: list[Tensor] = []
     if text.by_document:
         attempts = 0
         while len(crops) < samples:
             attempts += 1
             if attempts > 1000 * samples:
-                raise InputError(f"corpus {text.corpus!r}: too few documents of more than {context} tokens to calibrate on")
+                raise InputError(
+                    f"corpus {text.corpus!r}: too few documents of more than {context} tokens to calibrate on"
+                )
             document = text.documents[draw.randint(0, len(text.documents) - 1)]
             if len(document) <= context:  # a token is at least one character
                 continue
@@ -131,9 +133,7 @@ def calibration_windows(text: Text, tokenizer: Any, samples: int, context: int, 
     return torch.stack(crops)
 
 
-def _text(
-    name: str, entry: CorpusEntry, split: str, source: str, rows: list[str], limit: int | None
-) -> Text:
+def _text(name: str, entry: CorpusEntry, split: str, source: str, rows: list[str], limit: int | None) -> Text:
     count = entry.limit_documents.get(split)
     return Text(name, entry.dataset, split, source, tuple(rows[:count]), entry.join, entry.rows == "documents", limit)
 

@@ -1,7 +1,8 @@
 """The ledger: where every stored byte goes.
 
-`nominal` is what the method's paper counts. `payload` is every packed tensor of the quantized layers. `other` is the rest
-of the model (embeddings, head, norms, biases) in 16 bits, tied weights once. No other place in the project adds up bytes.
+`nominal` is what the method's paper counts. `payload` is every packed tensor of the quantized layers. `other` is the
+rest of the model (embeddings, head, norms, biases) in 16 bits, tied weights once. No other place in the project adds up
+bytes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.models.blocks import model_linears
 from harness.quantize import QuantizedModel
@@ -33,8 +34,12 @@ def build_ledger(model: nn.Module, quantized: QuantizedModel, file_bytes: int) -
     share = [layer.shape[0] * layer.shape[1] / weights for layer in quantized.layers]
     return {
         "weights": weights,
-        "nominal_weight_bits": sum(s * layer.nominal_weight_bits for s, layer in zip(share, quantized.layers, strict=True)),
-        "nominal_scale_bits": sum(s * layer.nominal_scale_bits for s, layer in zip(share, quantized.layers, strict=True)),
+        "nominal_weight_bits": sum(
+            s * layer.nominal_weight_bits for s, layer in zip(share, quantized.layers, strict=True)
+        ),
+        "nominal_scale_bits": sum(
+            s * layer.nominal_scale_bits for s, layer in zip(share, quantized.layers, strict=True)
+        ),
         "payload_bytes": payload,
         "payload_bits": 8 * payload / weights,
         "bytes_by_role": bytes_by_role(packed),
@@ -70,9 +75,7 @@ def bytes_by_role(packed: Mapping[str, PackedWeight]) -> dict[str, int]:
 def other_bytes(model: nn.Module) -> dict[str, int]:
     """Bytes of the unquantized parameters in 16 bits, by part; `model.parameters()` yields tied weights once."""
     quantized = {id(linear.weight) for linear in model_linears(model).values()}
-    embedding = model.get_input_embeddings().weight if hasattr(model, "get_input_embeddings") else None
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head = None if output is None else output.weight
+    embedding, head = (_weight_of(model, getter) for getter in ("get_input_embeddings", "get_output_embeddings"))
     parts = {"embeddings": 0, "head": 0, "norms_and_biases": 0}
     for parameter in model.parameters():
         if id(parameter) in quantized:
@@ -80,3 +83,9 @@ def other_bytes(model: nn.Module) -> dict[str, int]:
         part = "embeddings" if parameter is embedding else "head" if parameter is head else "norms_and_biases"
         parts[part] += _BYTES_16_BIT * parameter.numel()
     return parts
+
+
+def _weight_of(model: nn.Module, getter: str) -> Tensor | None:
+    """The weight of the module that a transformers model names by `getter`, if it has one."""
+    module = getattr(model, getter, lambda: None)()
+    return None if module is None else module.weight

@@ -52,7 +52,5 @@ def _experiments() -> Table:
     table = Table("experiment", "item of the paper", "title", "rows", "models of the paper")
     for name in experiment_names():
         experiment = load_experiment(name)
-        table.add_row(
-            name, experiment.item, experiment.title, str(len(experiment.rows)), ", ".join(experiment.models)
-        )
+        table.add_row(name, experiment.item, experiment.title, str(len(experiment.rows)), ", ".join(experiment.models))
     return table

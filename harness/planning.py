@@ -52,7 +52,7 @@ class Plan:
 
 
 def choose_profile(name: str) -> str:
-    """"auto" becomes "paper" on a machine with a GPU that reaches the hub, and "embedded" elsewhere."""
+    """ "auto" becomes "paper" on a machine with a GPU that reaches the hub, and "embedded" elsewhere."""
     if name != "auto":
         load_profile(name)
         return name
@@ -81,7 +81,10 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
             if row.method not in method_names():
                 planned.append(_row(row, name, None, "method not registered"))
                 continue
-            spec = _run_spec(row.method, row.options, model, family, _calibration(choices, profile, sources), evaluations)
+            options = {**profile.options.get(row.method, {}), **row.options}
+            spec = _run_spec(
+                row.method, options, model, family, _calibration(choices, profile, sources), evaluations
+            )
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
             plan.references[spec.key] = reference.key
@@ -106,7 +109,9 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     for method in methods:
         if method not in known:
             if method in method_names():
-                raise InputError(f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}")
+                raise InputError(
+                    f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}"
+                )
             raise InputError(f"unknown method {method!r}" + did_you_mean(method, known))
     return [row for row in experiment.rows if not methods or row.method in methods]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.calibration import BlockStream
-from harness.models.blocks import block_linears, find_blocks, model_linears
+from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 from methods import LayerContext, LayerStatistics, QuantizationMethod
@@ -27,7 +27,7 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class LayerLog:
     """What is known of one quantized layer. relative_error: ||W - Q||^2 / ||W||^2. proxy_loss: the share of the layer's
-    output energy that is lost, tr((W - Q) H (W - Q)^T) / tr(W H W^T), or None without calibration."""
+    output energy that is lost, tr((W - Q) H (W - Q)^T) / tr(W H W^T), or None without a Hessian."""
 
     name: str
     block: int
@@ -46,10 +46,12 @@ class LayerLog:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """Packed weights by layer name, and the log, both in model order."""
+    """Packed weights by layer name, and the log, both in model order. folded: unquantized parameters that the method
+    changed (AWQ's norm gains), by name in the model; they belong to the result like the packed weights."""
 
     packed: dict[str, PackedWeight]
     layers: list[LayerLog]
+    folded: dict[str, Tensor] = field(default_factory=dict)
 
 
 def check_shapes(model: nn.Module, method: QuantizationMethod) -> None:
@@ -75,79 +77,156 @@ def quantize_model(
     if windows is None and method.needs != "nothing":
         raise InputError(f"method {method.name!r} needs calibration text")
     blocks = find_blocks(model)
-    stream = BlockStream(model, blocks, windows) if windows is not None and method.needs != "nothing" else None
-    samples = 0 if stream is None else stream.hidden.shape[0]
-    per_block = 2 * samples + len(block_linears(blocks.blocks[0]))
-    total = per_block * len(blocks.blocks)
-    packed: dict[str, PackedWeight] = {}
-    logs: list[LayerLog] = []
-    for index, block in enumerate(blocks.blocks):
-        base = index * per_block
-        statistics: dict[str, LayerStatistics] = {}
-        label = f"block {index + 1}/{len(blocks.blocks)}"
-        if stream is not None:
-            statistics = stream.collect(
-                index, method.needs, lambda done, base=base, label=label: progress(base + done, total, f"{label} inputs")
-            )
-        for position, (name, linear) in enumerate(block_linears(block).items()):
-            full = blocks.name(index, name)
-            weight, log = _quantize_layer(
-                linear, method, statistics.get(name), LayerContext(full, index, len(blocks.blocks))
-            )
-            packed[full] = weight
-            logs.append(log)
-            progress(base + samples + position + 1, total, f"{label} {name}")
-        statistics.clear()
-        if stream is not None and index + 1 < len(blocks.blocks):
-            start = base + per_block - samples
-            stream.advance(
-                index, lambda done, start=start, label=label: progress(start + done, total, f"{label} outputs")
-            )
-    progress(total, total, "done")
-    return QuantizedModel(packed, logs)
+    stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
+    result = QuantizedModel({}, [])
+    for index in range(len(blocks.blocks)):
+        steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples)
+        if stream is not None and method.needs == "block":
+            _quantize_block(blocks, index, method, stream, result, steps)
+        else:
+            _quantize_layers(blocks, index, method, stream, result, steps)
+    progress(1, 1, "done")
+    return result
 
 
-def install(model: nn.Module, packed: dict[str, PackedWeight]) -> None:
-    """Put the decoded `packed` weights into `model`. Raises InputError if they are not those of its layers."""
+def install(model: nn.Module, quantized: QuantizedModel) -> None:
+    """Put decoded weights and folded parameters into `model`. Raises InputError if they are not those of its layers."""
     linears = model_linears(model)
-    if linears.keys() != packed.keys():
-        raise InputError(f"packed weights name {len(packed)} layers, the model has {len(linears)} others")
+    if linears.keys() != quantized.packed.keys():
+        unknown = sorted(quantized.packed.keys() ^ linears.keys())[0]
+        raise InputError(f"packed weights and model differ in their layers, first in {unknown}")
     for name, linear in linears.items():
-        if packed[name].shape != tuple(linear.weight.shape):
-            raise InputError(f"layer {name}: packed {packed[name].shape}, model {tuple(linear.weight.shape)}")
-        _put(linear, packed[name])
-
-
-def _put(linear: nn.Linear, weight: PackedWeight) -> None:
+        packed = quantized.packed[name]
+        if packed.shape != tuple(linear.weight.shape):
+            raise InputError(f"layer {name}: packed {packed.shape}, model {tuple(linear.weight.shape)}")
+        _put(linear, packed)
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        linear.weight.copy_(weight.decode(linear.weight.dtype))
+        for name, tensor in quantized.folded.items():
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                raise InputError(f"folded parameter {name} does not fit the model")
+            parameters[name].copy_(tensor)
 
 
-def _quantize_layer(
-    linear: nn.Linear, method: QuantizationMethod, statistics: LayerStatistics | None, context: LayerContext
-) -> tuple[PackedWeight, LayerLog]:
+class _Steps:
+    """Progress of one block: its samples twice (inputs, outputs) and its layers, all blocks alike."""
+
+    def __init__(self, progress: Progress, index: int, blocks: int, samples: int) -> None:
+        self._progress = progress
+        self._index = index
+        self._blocks = blocks
+        self._samples = samples
+        self._layers = 0
+
+    def inputs(self, done: int) -> None:
+        self._report(done, "inputs")
+
+    def layer(self, done: int, count: int, name: str) -> None:
+        self._layers = count
+        self._report(self._samples + done, name)
+
+    def outputs(self, done: int) -> None:
+        self._report(self._samples + self._layers + done, "outputs")
+
+    def _report(self, done: int, what: str) -> None:
+        per_block = 2 * self._samples + max(self._layers, 1)
+        share = min(done / per_block, 1.0)
+        # In thousandths of a block, since the number of steps differs between methods.
+        total = 1000 * self._blocks
+        self._progress(round(1000 * (self._index + share)), total, f"block {self._index + 1}/{self._blocks} {what}")
+
+
+def _quantize_layers(
+    blocks: Blocks,
+    index: int,
+    method: QuantizationMethod,
+    stream: BlockStream | None,
+    result: QuantizedModel,
+    steps: _Steps,
+) -> None:
+    """Layer by layer; the next block sees the outputs of the quantized block."""
+    statistics: dict[str, LayerStatistics] = {}
+    if stream is not None:
+        statistics = stream.collect(index, method.needs, steps.inputs)
+    linears = block_linears(blocks.blocks[index])
+    for done, (name, linear) in enumerate(linears.items(), start=1):
+        context = LayerContext(blocks.name(index, name), index, len(blocks.blocks))
+        seen = statistics.get(name)
+        start = time.perf_counter()
+        packed = method.quantize_linear(linear.weight, seen, context)
+        seconds = time.perf_counter() - start
+        hessian = None if seen is None else seen.hessian
+        result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
+        result.packed[context.name] = packed
+        _put(linear, packed)
+        steps.layer(done, len(linears), name)
+    if stream is not None and index + 1 < len(blocks.blocks):
+        stream.advance(index, steps.outputs)
+
+
+def _quantize_block(
+    blocks: Blocks,
+    index: int,
+    method: QuantizationMethod,
+    stream: BlockStream,
+    result: QuantizedModel,
+    steps: _Steps,
+) -> None:
+    """The whole block at once; the next block sees the outputs of the unquantized block."""
+    block = blocks.blocks[index]
+    view = stream.view(index)
+    outputs = stream.outputs(index, steps.outputs)
+    contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
     start = time.perf_counter()
-    weight = method.quantize_linear(linear.weight, statistics, context)
-    seconds = time.perf_counter() - start
-    original, decoded = linear.weight.float(), weight.decode()
-    if tuple(decoded.shape) != tuple(original.shape):
-        raise InputError(f"method {method.name!r} returned {tuple(decoded.shape)} for {context.name} {tuple(original.shape)}")
+    found = method.quantize_block(view, contexts)
+    seconds = (time.perf_counter() - start) / len(view.linears)
+    parameters = dict(block.named_parameters())
+    for name in found.folded:
+        result.folded[blocks.name(index, name)] = parameters[name].detach().clone()
+    for name, linear in view.linears.items():
+        target = found.targets.get(name, linear.weight)
+        packed, context = found.packed[name], contexts[name]
+        result.layers.append(_log(method, target, packed, None, seconds, context))
+        result.packed[context.name] = packed
+        _put(linear, packed)
+    stream.hidden = outputs
+    steps.layer(len(view.linears), len(view.linears), "layers")
+
+
+def _put(linear: nn.Linear, packed: PackedWeight) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(packed.decode(linear.weight.dtype))
+
+
+def _log(
+    method: QuantizationMethod,
+    weight: Tensor,
+    packed: PackedWeight,
+    hessian: Tensor | None,
+    seconds: float,
+    context: LayerContext,
+) -> LayerLog:
+    """Check what a method returned and note how good it is."""
+    if not isinstance(packed, PackedWeight):
+        raise InputError(f"method {method.name!r} returned {type(packed).__name__} for {context.name}, no PackedWeight")
+    original, decoded = weight.detach().float(), packed.decode()
+    if decoded.shape != original.shape:
+        shapes = f"{tuple(decoded.shape)} for {context.name} {tuple(original.shape)}"
+        raise InputError(f"method {method.name!r} returned {shapes}")
     if not torch.isfinite(decoded).all():
         raise InputError(f"method {method.name!r} returned NaN or infinity for {context.name}")
     energy = float(original.square().sum(dtype=torch.float64))
     error = float((original - decoded).square().sum(dtype=torch.float64))
-    nominal = method.nominal_bits(weight)
-    log = LayerLog(
+    nominal = method.nominal_bits(packed)
+    return LayerLog(
         name=context.name,
         block=context.block,
-        shape=weight.shape,
+        shape=packed.shape,
         relative_error=error / energy if energy else 0.0,
-        proxy_loss=None if statistics is None else proxy_loss(original, decoded, statistics.hessian),
-        payload_bits=weight.payload_bits(),
+        proxy_loss=None if hessian is None else proxy_loss(original, decoded, hessian),
+        payload_bits=packed.payload_bits(),
         nominal_weight_bits=nominal.weight,
         nominal_scale_bits=nominal.scale,
         seconds=seconds,
         facts=context.facts,
     )
-    _put(linear, weight)
-    return weight, log

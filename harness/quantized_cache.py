@@ -13,9 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from harness.cache import cache_folder, require_space
 from harness.quantize import LayerLog, QuantizedModel
-from kernels.atomic import write_text
+from kernels.atomic import atomic_path, write_text
 from kernels.errors import InputError
 from kernels.layouts import load_packed, save_packed
 
@@ -38,11 +41,12 @@ def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any]] | None:
         packed = load_packed(folder / "packed.safetensors")
         layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
         phases = content["phases"]
-    except (InputError, ValueError, KeyError, TypeError):
+        folded = load_file(folder / "folded.safetensors") if content["folded"] else {}
+    except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
     os.utime(described)
-    return QuantizedModel(packed, layers), phases
+    return QuantizedModel(packed, layers, folded), phases
 
 
 def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> None:
@@ -51,7 +55,14 @@ def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) 
     size = sum(weight.nbytes() for weight in quantized.packed.values())
     require_space(folder.parent, size + 1_000_000, "quantized weights")
     save_packed(folder / "packed.safetensors", quantized.packed)
-    content = {"layers": [layer.as_record() for layer in quantized.layers], "phases": phases}
+    if quantized.folded:
+        with atomic_path(folder / "folded.safetensors") as part:
+            save_file({name: tensor.cpu() for name, tensor in quantized.folded.items()}, part)
+    content = {
+        "layers": [layer.as_record() for layer in quantized.layers],
+        "folded": sorted(quantized.folded),
+        "phases": phases,
+    }
     write_text(folder / "quantized.json", json.dumps(content))
     _prune(keep=folder)
 

@@ -7,7 +7,6 @@ aside as `<name>.corrupt` and counts as absent. This module does not need torch:
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class RecordStore:
             problem = str(error)
         if problem:
             aside = path.with_suffix(".json.corrupt")
-            os.replace(path, aside)
+            path.replace(aside)
             self.warnings.append(f"record {path} is corrupt ({problem}); moved to {aside.name}, the run is repeated")
             return None
         return record

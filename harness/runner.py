@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from harness.calibration import check_sample_size
@@ -72,11 +73,9 @@ def run(
                 context=evaluation.context,
                 limit=evaluation.windows,
                 bos=_starts_with_bos(ids, loaded.tokenizer),
-                progress=lambda done, total, what=what: progress(done, total, what),
+                progress=partial(_with_label, progress, what),
             )
-        metrics.append(
-            {**result.as_record(), "corpus": text.corpus, "dataset": text.dataset, "split": text.split}
-        )
+        metrics.append({**result.as_record(), "corpus": text.corpus, "dataset": text.dataset, "split": text.split})
     reference_entry = _compare(spec, metrics, reference)
     return {
         "spec": spec.model_dump(mode="json"),
@@ -99,6 +98,10 @@ def run(
         "quantization": {"key": key, "from_cache": cached},
         "warnings": _warnings(quantized, spec),
     }
+
+
+def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
+    progress(done, total, what)
 
 
 def _evaluation_text(evaluation: EvaluationSpec, loaded: LoadedModel) -> tuple[Text, Any]:
@@ -138,7 +141,7 @@ def _quantize(
     cached = None if fresh else load_quantized(key)
     if cached is not None:
         quantized, earlier = cached
-        install(loaded.model, quantized.packed)
+        install(loaded.model, quantized)
         phases.measured.update(earlier)
         return quantized, key, True
     with phases.measure("quantize"):
@@ -152,16 +155,16 @@ def _starts_with_bos(ids: Any, tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
 
 
-def _compare(
-    spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None
-) -> dict[str, Any] | None:
+def _compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the unquantized model has under the same protocol; a quantized model must not equal it exactly."""
     if reference is None or spec.method.name == UNQUANTIZED:
         return None
     gaps = []
     for mine, theirs in zip(metrics, reference["metrics"], strict=True):
         if mine["nll"] == theirs["nll"]:
-            raise NoOpError(f"{spec.describe()}: perplexity on {mine['dataset']} equals the unquantized model's exactly")
+            raise NoOpError(
+                f"{spec.describe()}: perplexity on {mine['dataset']} equals the unquantized model's exactly"
+            )
         gaps.append(mine["nll"] - theirs["nll"])
     return {"key": reference["key"], "nll_gap": gaps}
 
@@ -181,5 +184,3 @@ def _warnings(quantized: QuantizedModel, spec: RunSpec) -> list[str]:
     if not retried:
         return []
     return [f"{len(retried)} layers needed more damping than asked for, the first is {retried[0]} (see layers.facts)"]
-
-

@@ -73,7 +73,9 @@ def sweep(
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise InputError(f"no disk space left ({error.filename or store.folder}); finished runs are kept") from error
+                raise InputError(
+                    f"no disk space left ({error.filename or store.folder}); finished runs are kept"
+                ) from error
             _fail(spec, error, store, outcome, reporter)
         except Exception as error:  # one failed run must not lose the others
             _fail(spec, error, store, outcome, reporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 from kernels.layouts.base import SCALE_DTYPES
+from methods.block import BlockResult, BlockView
 from methods.statistics import LayerStatistics
 
-Needs = Literal["nothing", "hessian", "inputs"]
+# What calibration collects for a method: nothing, the Hessian of each layer's inputs, the inputs themselves as well, or
+# whole decoder blocks with the activations in front of them (such a method implements `quantize_block`).
+Needs = Literal["nothing", "hessian", "inputs", "block"]
 
 
 class MethodConfig(BaseModel):
@@ -76,7 +80,7 @@ class QuantizationMethod(ABC):
         return "nothing"
 
     def check_shape(self, out_features: int, in_features: int) -> None:  # noqa: B027 - most methods take any shape
-        """Raise InputError if a weight of this shape cannot be quantized with this config. Called before a run starts."""
+        """Raise InputError if a weight of this shape cannot be quantized with this config; called before a run."""
 
     @abstractmethod
     def quantize_linear(
@@ -91,6 +95,14 @@ class QuantizationMethod(ABC):
     @abstractmethod
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """Bits per weight of one quantized matrix, counted as the method's paper counts."""
+
+    def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
+        """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block".
+
+        May change unquantized parameters of the block in place (scales folded into a norm) as long as the unquantized
+        function stays the same; it names them in its result. contexts: one for each layer of `view.linears`.
+        """
+        raise TypeError(f"method {self.name!r} quantizes layer by layer")
 
     def _prepare(self, weight: Tensor, context: LayerContext | None) -> tuple[Tensor, LayerContext]:
         """A float32 copy of `weight`, after the checks that every method shares, and a context in any case."""

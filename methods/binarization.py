@@ -1,8 +1,9 @@
 """Binarization of the masked entries of each row: mean, scale, and a residual that is binarized again.
 
 Source: Rastegari et al. 2016, XNOR-Net, arXiv 1603.05279 (mean magnitude is the optimal scale); Huang et al. 2024,
-BiLLM, arXiv 2402.04291, section 3.3 (residual). Masks are explicit: the released BiLLM marks the outside of a mask by NaN and
-relies on sign(NaN) = 0, which holds in torch alone. Nothing here makes a NaN; a row without entries has mean and scale 0.
+BiLLM, arXiv 2402.04291, section 3 (residual). Masks are explicit: the released BiLLM marks the outside of a mask by NaN
+and relies on sign(NaN) = 0, which holds in torch alone. Nothing here makes a NaN; a row without entries has mean and
+scale 0.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def signed(scale: Tensor, negative: Tensor) -> Tensor:
 def residual_binarization(values: Tensor, mask: Tensor, order: int) -> Tensor:
     """R_order(values; mask): the sum of `order` binarizations, each of what the one before left; 0 outside the mask.
 
-    values: [m, k]. mask: [m, k] or [1, k], bool. Returns [m, k]. Raises no error; `order` is 1 or more.
+    values: [m, k], finite floats. mask: [m, k] or [1, k], bool. order: 1 or more. Returns [m, k].
     """
     total = torch.zeros_like(values)
     for _ in range(order):

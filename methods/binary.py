@@ -1,8 +1,8 @@
 """Binary: the sign of every weight times the mean magnitude of its row or group. The honest 1-bit floor.
 
-Papers' "RTN, 1 bit" rows round to a min-max grid of two points, which maps nearly every weight to one of them; this is what one
-bit does when the scale is the one that minimises the squared error. Source: Rastegari et al. 2016, XNOR-Net, arXiv
-1603.05279, section 3.1; mean removal as in Qin et al. 2020, IR-Net, arXiv 1909.10788; error compensation from GPTQ.
+Papers' "RTN, 1 bit" rows round to a min-max grid of two points, which maps nearly every weight to one of them; this is
+what one bit does when the scale is the one that minimises the squared error. Source: Rastegari et al. 2016, XNOR-Net,
+arXiv 1603.05279 (scale); the mean is removed as PB-LLM and BiLLM do; compensation is GPTQ's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Binary(QuantizationMethod):
             if factor.damping != self.config.damping:
                 context.facts["damping"] = factor.damping
             context.facts["dead_columns"] = int(factor.dead.sum())
-            # A group must not straddle blocks: its fit would miss updates. The result depends on the size in no other way.
+            # A group must not straddle blocks: its fit would miss updates. The size matters in no other way.
             size = self.config.block_size
             aligned = size % group_size == 0 or group_size % size == 0
             _, error = compensate_columns(weight, factor.upper, signs, size if aligned else group_size)

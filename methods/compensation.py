@@ -42,7 +42,9 @@ class ColumnQuantizer(Protocol):
         """The dequantized values [m] that `column`, now `values` [m], is stored as."""
 
 
-def compensate_columns(weight: Tensor, upper: Tensor, quantizer: ColumnQuantizer, block_size: int) -> tuple[Tensor, float]:
+def compensate_columns(
+    weight: Tensor, upper: Tensor, quantizer: ColumnQuantizer, block_size: int
+) -> tuple[Tensor, float]:
     """Run the column loop over `weight` [m, n] (float32, unchanged) with `upper` = U [n, n].
 
     Returns the dequantized weight [m, n] and sum e^2. The arithmetic is float32, as in the released code.

@@ -32,9 +32,7 @@ class Gptq(UniformMethod):
 
     Config = GptqConfig
     config: GptqConfig
-    provenance = Provenance(
-        paper="arXiv 2210.17323", code="IST-DASLab/gptq 2d65066", parity="tested on golden vectors"
-    )
+    provenance = Provenance(paper="arXiv 2210.17323", code="IST-DASLab/gptq 2d65066", parity="tested on golden vectors")
 
     @property
     def needs(self) -> Needs:
@@ -95,8 +93,7 @@ class _Groups:
         self._static = method.config.static_groups
         self._grids: list[Grid] = []
         self._codes: list[Tensor] = []
-        self._current: Grid | None = None
-        self._scale: Tensor | None = None
+        self._scale = self._zero = torch.empty(0)
         self.order: Tensor | None = None
 
     def fit_all(self, weight: Tensor) -> None:
@@ -136,9 +133,7 @@ class _Groups:
         )
 
     def _fit(self, values: Tensor) -> Grid:
-        return fit_range(
-            values, self._config.bits, symmetric=self._config.symmetric, scale_dtype=self._scale_dtype
-        )
+        return fit_range(values, self._config.bits, symmetric=self._config.symmetric, scale_dtype=self._scale_dtype)
 
     def _use(self, grid: Grid) -> None:
         """Unpack the grid once a group: the column loop runs per column."""

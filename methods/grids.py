@@ -21,7 +21,7 @@ _TILE = 32
 
 @dataclass(frozen=True)
 class Grid:
-    """A b-bit grid per row: value = scale * (code - zero). scale: [m, 1], as stored. zero: [m, 1], float32, integral."""
+    """A grid per row: value = scale * (code - zero). scale: [m, 1], as stored. zero: [m, 1], float32, integral."""
 
     scale: Tensor
     zero: Tensor
@@ -36,14 +36,20 @@ class Grid:
         return (codes - self.zero) * self.scale.float()
 
 
-def fit_range(weight: Tensor, bits: int, *, symmetric: bool, scale_dtype: torch.dtype) -> Grid:
-    """The grid that spans the range of each row of `weight` [m, k], zero included; an all-zero row spans -1 .. 1.
+def fit_range(
+    weight: Tensor, bits: int, *, symmetric: bool, scale_dtype: torch.dtype, include_zero: bool = True
+) -> Grid:
+    """The grid that spans the range of each row of `weight` [m, k]; an all-zero row spans -1 .. 1.
 
     Asymmetric: scale = (max - min) / (2**bits - 1), zero = round(-min / scale). Symmetric: the range is widened to
     -max|w| .. max|w| and the zero point is 2**(bits - 1). The scale is rounded to `scale_dtype` before it is used.
+    include_zero: the range is widened to contain zero (GPTQ); without, AWQ's rule: it is not, and the zero point is
+    clamped, which differs only for a row of one sign.
     """
-    low = weight.amin(dim=1, keepdim=True).clamp(max=0)
-    high = weight.amax(dim=1, keepdim=True).clamp(min=0)
+    low = weight.amin(dim=1, keepdim=True)
+    high = weight.amax(dim=1, keepdim=True)
+    if include_zero or symmetric:
+        low, high = low.clamp(max=0), high.clamp(min=0)
     if symmetric:
         high = torch.maximum(-low, high)
         low = -high
@@ -51,9 +57,51 @@ def fit_range(weight: Tensor, bits: int, *, symmetric: bool, scale_dtype: torch.
     low = torch.where(empty, -torch.ones_like(low), low)
     high = torch.where(empty, torch.ones_like(high), high)
     top = (1 << bits) - 1
-    scale = store_scale((high - low) / top, scale_dtype)
+    scale = store_scale((high - low).clamp(min=0 if include_zero else 1e-5) / top, scale_dtype)
     zero = torch.full_like(low, 1 << (bits - 1)) if symmetric else torch.round(-low / scale.float()).clamp_(0, top)
     return Grid(scale, zero, bits)
+
+
+@dataclass(frozen=True)
+class GroupedCodes:
+    """A matrix on group-wise grids. codes: [m, n], scales: [m, G] as stored, zeros: [m, G]; codes and zeros float32."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_size: int
+
+    def decode(self) -> Tensor:
+        """The values [m, n], float32."""
+        group = torch.arange(self.codes.shape[1], device=self.codes.device) // self.group_size
+        return (self.codes - self.zeros[:, group]) * self.scales.float()[:, group]
+
+
+def round_to_groups(
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+    include_zero: bool = True,
+) -> GroupedCodes:
+    """Round `weight` [m, n] to the grid of each group of `group_size` columns; the last group may be narrower.
+
+    All full groups are fitted at once. include_zero: see `fit_range`.
+    """
+    rows, columns = weight.shape
+    full = columns // group_size * group_size
+    parts = [weight[:, :full].reshape(-1, group_size)] if full else []
+    if full < columns:
+        parts.append(weight[:, full:])
+    codes, scales, zeros = [], [], []
+    for part in parts:
+        grid = fit_range(part, bits, symmetric=symmetric, scale_dtype=scale_dtype, include_zero=include_zero)
+        codes.append(grid.encode(part).view(rows, -1))
+        scales.append(grid.scale.view(rows, -1))
+        zeros.append(grid.zero.view(rows, -1))
+    return GroupedCodes(torch.cat(codes, 1), torch.cat(scales, 1), torch.cat(zeros, 1), group_size)
 
 
 def resolve_group_size(group_size: int, in_features: int) -> int:

@@ -41,7 +41,7 @@ def accumulate(total: Tensor, x: Tensor) -> None:
     On the CPU the product is a BLAS rank-k update (ssyrk): half the work of a general product, and several times
     faster than it in practice.
     """
-    flat = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
     if total.device.type != "cpu":
         total.addmm_(flat.T, flat)
         return

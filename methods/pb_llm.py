@@ -1,16 +1,17 @@
 """PB-LLM (the post-training part, "GPTQ-PB"): a few salient weights keep 8 bits, the others keep their sign.
 
-Source: Shang et al. 2023, arXiv 2310.00034, section 3; hahnyuan/PB-LLM fe85da9. The mask and all constants come from the
-weights before compensation; then GPTQ's column loop rounds each weight to its own grid. Two defects of the released code are
-switched by `faithful`:
+Source: Shang et al. 2023, arXiv 2310.00034, section 3; hahnyuan/PB-LLM fe85da9. The mask and all constants come from
+the weights before compensation; then GPTQ's column loop rounds each weight to its own grid. Two defects of the released
+code are switched by `faithful`:
 
-- its mean and scale of binarized weights run over whole rows with zeros at salient positions, which shrinks the
-  scale by about the binarized share;
-- inputs that never fired are zeroed, rank lowest and take part in every fit. By default they are left out of ranking and
-  fits, and their own weights are binarized: a sign costs one bit either way, and still means something if they wake up.
+- its mean and scale of binarized weights run over whole rows with zeros at salient positions, which shrinks the scale
+  by about the binarized share;
+- inputs that never fired are zeroed, rank lowest and take part in every fit. By default they are left out of ranking
+  and fits, and their own weights are binarized: a sign costs one bit either way, and still means something if the input
+  wakes up.
 
-sign(0) is 0 in the released code, so a weight equal to its mean decodes to the mean; here to mean + scale (a stored sign
-has no third value).
+sign(0) is 0 in the released code, so a weight equal to its mean decodes to the mean; here to mean + scale (a stored
+sign has no third value).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class PbLlmConfig(MethodConfig):
     )
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
     block_size: int = Field(128, ge=1, description="columns compensated at once before the rest is updated")
-    faithful: bool = Field(False, description="shrunken binary scale and binarized dead inputs, as the released code has")
+    faithful: bool = Field(
+        False, description="shrunken binary scale and binarized dead inputs, as the released code has"
+    )
 
 
 class PbLlm(QuantizationMethod):
@@ -51,9 +54,7 @@ class PbLlm(QuantizationMethod):
 
     Config = PbLlmConfig
     config: PbLlmConfig
-    provenance = Provenance(
-        paper="arXiv 2310.00034", code="hahnyuan/PB-LLM fe85da9", parity="tested on golden vectors"
-    )
+    provenance = Provenance(paper="arXiv 2310.00034", code="hahnyuan/PB-LLM fe85da9", parity="tested on golden vectors")
 
     @property
     def needs(self) -> Needs:

@@ -21,6 +21,7 @@ ENTRY_POINT_GROUP = "sagebench.methods"
 _BUILTIN: dict[str, str] = {
     "fp16": "methods.fp16:Fp16",
     "rtn": "methods.rtn:Rtn",
+    "awq": "methods.awq:Awq",
     "gptq": "methods.gptq:Gptq",
     "binary": "methods.binary:Binary",
     "pb-llm": "methods.pb_llm:PbLlm",
@@ -88,7 +89,7 @@ def list_methods() -> list[MethodInfo]:
     return [MethodInfo(name, cls.provenance, cls.Config) for name, cls in classes.items()]
 
 
-def create_method(name: str, **options: Any) -> QuantizationMethod:
+def create_method(name: str, /, **options: Any) -> QuantizationMethod:
     """The method `name` with `options`. Raises InputError for an unknown name or option, or a value out of range."""
     cls = method_class(name)
     return cls(validated(cls.Config, options, f"method {name!r}"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.layouts import PackedWeight, UniformWeight
 from methods.base import LayerContext, MethodConfig, NominalBits, Provenance, QuantizationMethod
-from methods.grids import fit_range, resolve_group_size
+from methods.grids import GroupedCodes, resolve_group_size, round_to_groups
 from methods.statistics import LayerStatistics
 
 
@@ -39,6 +39,17 @@ class UniformMethod(QuantizationMethod):
         return NominalBits(weight=float(self.config.bits), scale=16 * constants / group_size)
 
 
+def pack_groups(rounded: GroupedCodes, config: UniformConfig) -> UniformWeight:
+    """Group-wise codes as a uniform layout."""
+    return UniformWeight.pack(
+        rounded.codes.to(torch.uint8),
+        rounded.scales,
+        None if config.symmetric else rounded.zeros.to(torch.uint8),
+        bits=config.bits,
+        group_size=rounded.group_size,
+    )
+
+
 class Rtn(UniformMethod):
     """See the module."""
 
@@ -54,16 +65,7 @@ class Rtn(UniformMethod):
         weight, context = self._prepare(weight, context)
         config = self.config
         group_size = resolve_group_size(config.group_size, weight.shape[1])
-        codes, scales, zeros = [], [], []
-        for group in weight.split(group_size, dim=1):
-            grid = fit_range(group, config.bits, symmetric=config.symmetric, scale_dtype=self.scale_dtype)
-            codes.append(grid.encode(group))
-            scales.append(grid.scale)
-            zeros.append(grid.zero)
-        return UniformWeight.pack(
-            torch.cat(codes, dim=1).to(torch.uint8),
-            torch.cat(scales, dim=1),
-            None if config.symmetric else torch.cat(zeros, dim=1).to(torch.uint8),
-            bits=config.bits,
-            group_size=group_size,
+        rounded = round_to_groups(
+            weight, config.bits, group_size, symmetric=config.symmetric, scale_dtype=self.scale_dtype
         )
+        return pack_groups(rounded, config)

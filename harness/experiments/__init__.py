@@ -45,12 +45,13 @@ class CalibrationDefaults(_Data):
 
 
 class Profile(_Data):
-    """Defaults of a profile. models: "paper" for the experiment's own. windows: None for all."""
+    """Defaults of a profile. models: "paper" for the experiment's own. windows: None for all. options: by method."""
 
     models: Literal["paper"] | tuple[str, ...]
     dtype: Literal["float32", "float16", "bfloat16"]
     windows: int | None = Field(ge=1)
     calibration: CalibrationDefaults
+    options: dict[str, dict[str, Any]] = {}
 
 
 def experiment_names() -> list[str]:

@@ -1,8 +1,8 @@
 """Perplexity, the protocol of the GPTQ family: non-overlapping windows over the whole text.
 
-The joined text is tokenized once and cut into windows of `context` tokens; the last partial window is dropped. The loss of
-a window is the mean cross-entropy over its context - 1 shifted targets, in float32; perplexity is exp of the mean over
-windows. Nothing is carried from window to window. This is the one place where windows are cut.
+The joined text is tokenized once and cut into windows of `context` tokens; the last partial window is dropped. The
+loss of a window is the mean cross-entropy over its context - 1 shifted targets, in float32; perplexity is exp of the
+mean over windows. Nothing is carried from window to window. This is the one place where windows are cut.
 """
 
 from __future__ import annotations

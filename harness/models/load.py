@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from harness.cache import cache_folder, require_space
+from harness.models.blocks import model_linears
 from harness.models.reparameterize import reparameterize
 from harness.models.source import (
     ModelSource,
@@ -35,7 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 class LoadedModel:
     """A dense model in evaluation mode, its tokenizer, and what a record says about where it came from."""
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     source: ModelSource
     sha256: str
@@ -71,7 +71,7 @@ def load_model(
     folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if reparameterized else DTYPES[dtype], use_safetensors=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -80,35 +80,59 @@ def load_model(
     model.config.use_cache = False
     if reparameterized:
         reparameterize(model, seed)
-    model.to(device=device, dtype=DTYPES[dtype])
+    for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and stay in float32
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    _round_unquantized(model, torch.bfloat16 if precision.format == "BF16" else torch.float16)
+    model.to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return LoadedModel(model, tokenizer, source, sha256, precision, parameters)
+
+
+@torch.no_grad()
+def _round_unquantized(model: Any, dtype: torch.dtype) -> None:
+    """Round all that will not be quantized (embeddings, head, norms, biases) to the 16 bits that the ledger counts.
+
+    What is measured is what is stored: this holds for the unquantized part of a model too.
+    """
+    quantized = {id(linear.weight) for linear in model_linears(model).values()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in quantized:
+            rounded = parameter.to(dtype)
+            if not torch.isfinite(rounded).all():
+                raise InputError(f"parameter {name} does not fit in {str(dtype).removeprefix('torch.')}")
+            parameter.copy_(rounded)
 
 
 def _convert_gguf(path: Path, sha256: str) -> Path:
     """The GGUF file as a dense float32 folder in the cache. Reading GGUF takes half a minute, the folder a second."""
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = cache_folder("converted") / f"{sha256[:16]}-transformers-{transformers.__version__}"
     if (folder / "config.json").is_file():
         return folder
     reader = open_gguf(path)
-    require_space(folder.parent, sum(int(tensor.n_elements) for tensor in reader.tensors) * 5, f"converting {path.name}")
+    require_space(
+        folder.parent, sum(int(tensor.n_elements) for tensor in reader.tensors) * 5, f"converting {path.name}"
+    )
     # transformers wants a folder and a file name; the weights are asked for dense, since some types would
     # otherwise stay packed in layers of its own.
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    # Releases without GgufConfig always load GGUF dense.
+    dense: dict[str, Any] = (
+        {}
+        if not hasattr(transformers, "GgufConfig")
+        else {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
+        model = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{path}: transformers cannot read this GGUF file: {_one_line(error)}") from error
     # Nothing of the file's quantization may stay in the config: the folder holds a dense model.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
         model.save_pretrained(scratch)

@@ -12,8 +12,10 @@ with factors s = exp(0.25 * normal), seeded. Logits stay equal to float32 roundi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.models.blocks import find_blocks
 from kernels.errors import InputError
@@ -34,13 +36,13 @@ _PARTS = (
 
 
 @torch.no_grad()
-def reparameterize(model: nn.Module, seed: int) -> None:
-    """Change `model` (float32) in place. Raises InputError for architectures other than LLaMA's, and if the logits change."""
+def reparameterize(model: Any, seed: int) -> None:
+    """Change `model` (float32) in place. Raises InputError if it is not LLaMA-like, or if its logits change."""
     generator = torch.Generator().manual_seed(seed)
     probe = torch.randint(0, model.config.vocab_size, (1, 64), generator=generator).to(next(model.parameters()).device)
     before = model(probe).logits.float()
     for index, block in enumerate(find_blocks(model).blocks):
-        parts = dict(block.named_modules())
+        parts: dict[str, Any] = dict(block.named_modules())
         missing = [part for part in _PARTS if part not in parts]
         if missing:
             raise InputError(
@@ -63,23 +65,23 @@ def reparameterize(model: nn.Module, seed: int) -> None:
         )
 
 
-def _fold_gain(norm: nn.Module, readers: list[nn.Module]) -> None:
+def _fold_gain(norm: Any, readers: list[Any]) -> None:
     for linear in readers:
         linear.weight.mul_(norm.weight.to(linear.weight))
     norm.weight.fill_(1.0)
 
 
-def _rescale_values(values: nn.Module, output: nn.Module, config: object, generator: torch.Generator) -> None:
+def _rescale_values(values: Any, output: Any, config: Any, generator: torch.Generator) -> None:
     """With grouped queries a value channel is read by several heads: each of their columns takes the same factor."""
     factors = _factors(values.out_features, generator)
-    head = output.in_features // config.num_attention_heads  # type: ignore[attr-defined]
+    head = output.in_features // config.num_attention_heads
     repeats = output.in_features // values.out_features
     _scale_rows(values, factors)
     per_column = factors.view(-1, 1, head).expand(-1, repeats, head).reshape(-1)
     output.weight.div_(per_column.to(output.weight))
 
 
-def _scale_rows(linear: nn.Module, factors: Tensor) -> None:
+def _scale_rows(linear: Any, factors: Tensor) -> None:
     linear.weight.mul_(factors.to(linear.weight)[:, None])
     if linear.bias is not None:
         linear.bias.mul_(factors.to(linear.bias))

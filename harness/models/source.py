@@ -21,7 +21,6 @@ from harness.catalog import models
 from harness.hub import require_hub
 from kernels.errors import InputError, did_you_mean
 
-
 # The number of a decoder block in a tensor's name: "model.layers.3.mlp", "blk.3.ffn_up".
 _NUMBERED = re.compile(r"\.\d+\.")
 
@@ -69,7 +68,9 @@ def resolve_model(name: str) -> ModelSource:
         return ModelSource(name, "folder", path, None, _check_folder(path))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelSource(name, "hub", Path(), name, "llama")
-    raise InputError(f"unknown model {name!r}" + did_you_mean(name, models()) + " (or a folder, a .gguf file, owner/name)")
+    raise InputError(
+        f"unknown model {name!r}" + did_you_mean(name, models()) + " (or a folder, a .gguf file, owner/name)"
+    )
 
 
 def download(source: ModelSource) -> ModelSource:

@@ -36,7 +36,7 @@ def pack_bits(codes: Tensor, width: int) -> Tensor:
     if low < 0 or high >= 1 << width:
         raise InputError(f"codes lie in {low}..{high}; width {width} holds 0..{(1 << width) - 1}")
     if width == 8:
-        return flat.to(torch.uint8)
+        return flat.to(torch.uint8, copy=True)
     groups = (flat.numel() + 7) // 8
     stream = torch.empty(groups, width, dtype=torch.uint8, device=codes.device)
     for start in range(0, groups, _CHUNK_GROUPS):

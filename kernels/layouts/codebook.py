@@ -99,7 +99,7 @@ class CodebookWeight(PackedWeight):
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
         shape = check_shape(metadata)
         count = shape[0] * shape[1]
-        widths = {key: metadata.get(key) for key in ("index_bits", "salient_bits", "salient")}
+        widths: dict[str, Any] = {key: metadata.get(key) for key in ("index_bits", "salient_bits", "salient")}
         index_bits, salient_bits, salient = widths.values()
         if not (
             all(type(value) is int for value in widths.values())

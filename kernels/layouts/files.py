@@ -49,7 +49,10 @@ def load_packed(path: Path) -> dict[str, PackedWeight]:
                     raise InputError(f"{path}: tensor {missing[0]!r} is missing")
                 stored -= set(keys.values())
                 tensors = {key: file.get_tensor(full) for key, full in keys.items()}
-                weights[name] = layout_class(entry["layout"]).from_tensors(tensors, entry)
+                try:
+                    weights[name] = layout_class(entry["layout"]).from_tensors(tensors, entry)
+                except InputError as error:
+                    raise InputError(f"{path}: {name}: {error}") from error
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:

@@ -106,7 +106,7 @@ class PartialBinaryWeight(PackedWeight):
         shape = check_shape(metadata)
         rows, columns = shape
         count = rows * columns
-        fields = {key: metadata.get(key) for key in ("group_size", "salient_bits", "salient")}
+        fields: dict[str, Any] = {key: metadata.get(key) for key in ("group_size", "salient_bits", "salient")}
         group_size, salient_bits, salient = fields.values()
         if not (
             all(type(value) is int for value in fields.values())

@@ -12,8 +12,8 @@ decoding differs from the released sum by the rounding of one float32 addition. 
 nothing else) still owns seven. With a salient share r that is (1 + r) + (1 - r) + 7 * 16 / block_size + 1 / m bits per
 weight with 16-bit constants.
 
-Source: Huang et al. 2024, BiLLM, arXiv 2402.04291, section 3; Aaronhuang-778/BiLLM dc137eb. There sign(0) is 0: a weight
-that equals its group's mean decodes to the mean. A stored sign is one bit, so here such a weight decodes to
+Source: Huang et al. 2024, BiLLM, arXiv 2402.04291, section 3; Aaronhuang-778/BiLLM dc137eb. There sign(0) is 0: a
+weight that equals its group's mean decodes to the mean. A stored sign is one bit, so here such a weight decodes to
 mean + scale. It takes an exact float32 equality; where a group holds one value the scale is 0 and both agree.
 """
 
@@ -58,10 +58,10 @@ class ResidualBinaryWeight(PackedWeight):
     ) -> Self:
         """Pack what a method computed.
 
-        negative: [m, n] bool, first signs. residual_negative: [m, n] bool, read in salient columns. sparse: [m, n] bool,
-        True for group 1, read in the other columns. salient_columns: [n] bool. means: [m, B, 3] (concentrated, sparse,
-        salient), scales: [m, B, 4] (concentrated, sparse, salient first, salient residual), B = ceil(n / block_size),
-        both in one scale dtype.
+        negative: [m, n] bool, first signs. residual_negative: [m, n] bool, read in salient columns. sparse: [m, n]
+        bool, True for group 1, read in the other columns. salient_columns: [n] bool. means: [m, B, 3] (concentrated,
+        sparse, salient), scales: [m, B, 4] (concentrated, sparse, salient first, salient residual), both in one scale
+        dtype, B = ceil(n / block_size).
         """
         salient = int(salient_columns.sum())
         tensors = {
@@ -122,7 +122,9 @@ class ResidualBinaryWeight(PackedWeight):
         weight = cls(shape, block_size, salient, {name: tensors[name] for name in sorted(known)})
         marked = int(weight.salient_columns().sum())
         if marked != salient:
-            raise InputError(f"salient_columns of a residual_binary weight marks {marked} columns, {salient} are stored")
+            raise InputError(
+                f"salient_columns of a residual_binary weight marks {marked} columns, {salient} are stored"
+            )
         return weight
 
     def salient_columns(self) -> Tensor:

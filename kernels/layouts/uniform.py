@@ -103,9 +103,13 @@ class UniformWeight(PackedWeight):
         rows, columns = shape
         group_size, symmetric, bits = metadata.get("group_size"), metadata.get("symmetric"), metadata.get("bits")
         if type(group_size) is not int or not 1 <= group_size <= columns or type(symmetric) is not bool:
-            raise InputError(f"group_size={group_size!r}, symmetric={symmetric!r} of a uniform weight [{rows}, {columns}]")
+            raise InputError(
+                f"group_size={group_size!r}, symmetric={symmetric!r} of a uniform weight [{rows}, {columns}]"
+            )
         groups = -(-columns // group_size)
         known = {"scales"}
+        # First, since it bounds the number of groups: a damaged shape must not make the lists below huge.
+        check_tensor(tensors, "scales", (rows, groups), tuple(SCALE_DTYPES.values()))
         if bits is None:
             widths = check_tensor(tensors, "group_bits", (groups,), (torch.uint8,)).tolist()
             known.add("group_bits")
@@ -113,11 +117,12 @@ class UniformWeight(PackedWeight):
             widths = [bits] * groups
         if not all(type(width) is int and 1 <= width <= 8 for width in widths):
             raise InputError(f"bits={bits if bits is not None else widths!r} of a uniform weight; use 1 to 8")
-        scales = check_tensor(tensors, "scales", (rows, groups), tuple(SCALE_DTYPES.values()))
-        for width, group_ids, column_ids in _planes(widths, group_size, columns, scales.device):
-            sizes = {f"codes_b{width}": rows * column_ids.numel()}
+        for width in sorted(set(widths)):
+            of_width = [g for g in range(groups) if widths[g] == width]
+            count = sum(min(group_size, columns - g * group_size) for g in of_width)
+            sizes = {f"codes_b{width}": rows * count}
             if not symmetric:
-                sizes[f"zeros_b{width}"] = rows * group_ids.numel()
+                sizes[f"zeros_b{width}"] = rows * len(of_width)
             for name, count in sizes.items():
                 check_tensor(tensors, name, (packed_size(count, width),), (torch.uint8,))
                 known.add(name)

@@ -1,9 +1,10 @@
 """BiLLM: the walk over a matrix's blocks, and what becomes of each block's error.
 
-Source: Huang et al. 2024, arXiv 2402.04291, algorithm 1; Aaronhuang-778/BiLLM dc137eb. `faithful` follows the code where
-the paper's text differs: 1 to 49 salient columns a block instead of 3 to 30, and break points at quantiles instead of shares
-of the largest weight. In its hessian setting the code searches on saliency w^2 / U_jj^2, so that the split is one of
-saliency too; `search_on="weight"` searches on the weights themselves, with columns still ranked by saliency.
+Source: Huang et al. 2024, arXiv 2402.04291, algorithm 1; Aaronhuang-778/BiLLM dc137eb. `faithful` follows the code
+where the paper's text differs: 1 to 49 salient columns a block instead of 3 to 30, and break points at quantiles
+instead of shares of the largest weight. In its hessian setting the code searches on saliency w^2 / U_jj^2, so that the
+split is one of saliency too; `search_on="weight"` searches on the weights, with columns still ranked by saliency.
+Inputs that never fired are zeroed, as in GPTQ, and their zeros binarized like any weight: nothing reads them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class BillmConfig(MethodConfig):
     block_size: int = Field(128, ge=1, description="columns quantized together, with constants of their own")
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
     search_on: Literal["saliency", "weight"] = Field(
-        "saliency", description="whose binarization error the searches minimise: the metric's (released code), or the weights'"
+        "saliency",
+        description="whose binarization error the searches minimise: the metric's (released code), or the weights'",
     )
     compensation: Literal["block", "block-exact", "column"] = Field(
         "block",

@@ -1,9 +1,9 @@
 """The two searches of BiLLM: how many columns of a block are salient, and where the other weights are split in two.
 
-Source: Huang et al. 2024, BiLLM, arXiv 2402.04291, section 3.2-3.3 and algorithm 2; Aaronhuang-778/BiLLM dc137eb. The released code
-evaluates the squared error of every candidate by full passes over the block. Both searches here rank the
-same candidates by the energy that a binarization explains, which needs no reconstruction: over c entries with mean m
-and mean absolute deviation a,
+Source: Huang et al. 2024, BiLLM, arXiv 2402.04291, section 3; Aaronhuang-778/BiLLM dc137eb. The released code
+evaluates the squared error of every candidate by full passes over the block. Both searches here rank the same
+candidates by the energy that a binarization explains, which needs no reconstruction: over c entries with mean m and
+mean absolute deviation a,
 
     sum (t - m - a sign(t - m))^2 = sum t^2 - c (m^2 + a^2),
 
@@ -23,9 +23,9 @@ BREAK_POINTS = 81  # candidates at 0.10, 0.11, ... 0.90
 def choose_salient_columns(target: Tensor, scores: Tensor, fewest: int, most: int) -> Tensor:
     """[k] bool: the salient columns of a block.
 
-    target: [m, k], what is binarized in the search. scores: [k], the rank of a column. For each count from `fewest` to
-    `most` (or k, if that is less) the columns of highest score form one set and the others the second; both are binarized
-    with a residual (order 2), and the count with the least squared error wins.
+    target: [m, k], float32, what is binarized in the search. scores: [k], the rank of a column. For each count from
+    `fewest` to `most` (or k, if that is less) the columns of highest score form one set and the others the second; both
+    are binarized with a residual (order 2), and the count with the least squared error wins.
     """
     order = torch.argsort(scores, descending=True)
     ranked = target.T[order]  # [k, m]: the first c rows are the candidate set of c columns
@@ -52,8 +52,9 @@ def choose_salient_columns(target: Tensor, scores: Tensor, fewest: int, most: in
 def choose_break_point(target: Tensor, salient: Tensor, candidates: Tensor) -> int:
     """Index of the best of the `candidates`: float32 thresholds [p] on |target| that split the non-salient weights.
 
-    target: [m, k]. salient: [k] bool. Per row the weights below a threshold and those at or above it are binarized apart
-    (order 1). All candidates are evaluated at once: in the sorted row the weights below a threshold are one interval.
+    target: [m, k], float32. salient: [k] bool. Per row the weights below a threshold and those at or above it are
+    binarized apart (order 1). All candidates are evaluated at once: in the sorted row the weights below a threshold are
+    one interval.
     """
     ordered = _sorted(target[:, ~salient])
     rows, count = ordered.shape

@@ -81,6 +81,4 @@ def _embed(values: np.ndarray, components: int, neighbors: int, seed: int) -> np
         # Weights in the tails are far from the rest: such a graph falls into components, and the embedding then
         # separates them, which is what clustering is for.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
-        return spectral_embedding(
-            0.5 * (graph + graph.T), n_components=components, drop_first=False, random_state=seed
-        )
+        return spectral_embedding(0.5 * (graph + graph.T), n_components=components, drop_first=False, random_state=seed)

@@ -56,7 +56,10 @@ class SagePtqConfig(MethodConfig):
         "relaxed", description="Mode 1 error that Brent sees: before (the paper) or after rounding to salient_bits"
     )
     group_count: int | None = Field(
-        None, ge=1, le=63, description="fixed number of groups instead of the graph; the index then needs ceil(log2(N+1)) bits"
+        None,
+        ge=1,
+        le=63,
+        description="fixed number of groups instead of the graph; the index then needs ceil(log2(N+1)) bits",
     )
     iterations: int | None = Field(None, ge=1, description="steps of Mode 1; None: its fixed point, the row maximum")
     damping: float = Field(0.01, gt=0, le=10, description="Hessian damping, for saliency='hessian' alone")
@@ -67,8 +70,9 @@ class SagePtqConfig(MethodConfig):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, options: Any) -> Any:
-        if isinstance(options, dict) and options.get("preset") in PRESETS:
-            return {**PRESETS[options["preset"]], **options}
+        preset = options.get("preset") if isinstance(options, dict) else None
+        if isinstance(preset, str) and preset in PRESETS:  # anything else is the field's own check to refuse
+            return {**PRESETS[preset], **options}
         return options
 
 
@@ -207,7 +211,7 @@ class SagePtq(QuantizationMethod):
 
 
 def _group_tops(unsalient: Distribution, bounds: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each group but the last, ascending: [groups - 1]. An empty group repeats the one below."""
+    """The largest magnitude of each group but the last, ascending: [groups - 1]; an empty group repeats the last."""
     ends = bounds[1:-1]
     tops = unsalient.magnitudes[np.maximum(ends - 1, 0)].copy()
     tops[ends == 0] = -1.0  # nothing lies below the first weight

@@ -42,7 +42,7 @@ class HessianSaliency:
         self._sorted = np.sort(self._scores, axis=None)
 
     def mask(self, zeta: float) -> np.ndarray:
-        count = int(round(zeta * self._sorted.size))
+        count = round(zeta * self._sorted.size)
         if count == 0:
             return np.zeros(self._scores.shape, dtype=bool)
         return self._scores >= self._sorted[-count]

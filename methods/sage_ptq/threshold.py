@@ -51,7 +51,7 @@ def general_objective(
     quantiles: str,
     salient_error: SalientError,
 ) -> Callable[[float], float]:
-    """J for any saliency: the unsalient weights are sorted anew for each zeta. Slow; the definition, and the reference."""
+    """J for any saliency: the unsalient weights are sorted anew for each zeta. Slow: the definition."""
     energy = float(np.square(weight, dtype=np.float64).sum())
 
     def objective(zeta: float) -> float:

@@ -1,7 +1,7 @@
 """BiLLM as its description reads: every candidate evaluated by reconstructing the whole block. Slow on purpose.
 
-The searches of `methods.billm` are tested against this one, for their choices and for their speed. It shares no code with
-them. Source: Huang et al. 2024, arXiv 2402.04291; the steps and constants of Aaronhuang-778/BiLLM dc137eb.
+The searches of `methods.billm` are tested against this one, for their choices and for their speed. It shares no code
+with them. Source: Huang et al. 2024, arXiv 2402.04291; the steps and constants of Aaronhuang-778/BiLLM dc137eb.
 """
 
 from __future__ import annotations
