@@ -82,9 +82,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
                 planned.append(_row(row, name, None, "method not registered"))
                 continue
             options = {**profile.options.get(row.method, {}), **row.options}
-            spec = _run_spec(
-                row.method, options, model, family, _calibration(choices, profile, sources), evaluations
-            )
+            spec = _run_spec(row.method, options, model, family, _calibration(choices, profile, sources), evaluations)
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
             plan.references[spec.key] = reference.key

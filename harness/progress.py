@@ -27,7 +27,9 @@ class TerminalReporter(Reporter):
 
     def begin(self, spec: RunSpec, number: int, total: int) -> None:
         self._started = self._spoke = time.monotonic()
-        self._console.print(f"[{number}/{total}] {spec.describe()}  ({spec.key})", markup=False, highlight=False)
+        self._console.print(
+            f"[{number}/{total}] {spec.describe()}  ({spec.key})", markup=False, highlight=False, soft_wrap=True
+        )
         if self._console.is_terminal:
             self._bars = Progress(
                 TextColumn("  {task.description:<34}"),
@@ -56,7 +58,7 @@ class TerminalReporter(Reporter):
             self._bars.update(self._task, completed=done, total=total, description=what)
         elif time.monotonic() - self._spoke > _LINE_EVERY:
             self._spoke = time.monotonic()
-            self._console.print(f"  {what}: {done}/{total}", markup=False, highlight=False)
+            self._console.print(f"  {what}: {done}/{total}", markup=False, highlight=False, soft_wrap=True)
         self._what = stage
 
     def end(self, spec: RunSpec, status: str, record: dict[str, Any] | None) -> None:
@@ -64,10 +66,10 @@ class TerminalReporter(Reporter):
             self._bars.stop()
             self._bars = None
         if record is None or not record["metrics"]:
-            self._console.print(f"  {status}", markup=False, highlight=False)
+            self._console.print(f"  {status}", markup=False, highlight=False, soft_wrap=True)
             return
         found = ", ".join(f"{metric['dataset']} {metric['value']:.3f}" for metric in record["metrics"])
         bits = record["ledger"]["payload_bits"]
         took = f", {time.monotonic() - self._started:.0f} s" if status == "done" else ""
         line = f"  {status}: {spec.describe()}: perplexity {found}; {bits:.3f} bits per weight{took}"
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

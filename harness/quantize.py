@@ -80,7 +80,8 @@ def quantize_model(
     stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
     result = QuantizedModel({}, [])
     for index in range(len(blocks.blocks)):
-        steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples)
+        layers = len(block_linears(blocks.blocks[index]))
+        steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, layers)
         if stream is not None and method.needs == "block":
             _quantize_block(blocks, index, method, stream, result, steps)
         else:
@@ -111,26 +112,24 @@ def install(model: nn.Module, quantized: QuantizedModel) -> None:
 class _Steps:
     """Progress of one block: its samples twice (inputs, outputs) and its layers, all blocks alike."""
 
-    def __init__(self, progress: Progress, index: int, blocks: int, samples: int) -> None:
+    def __init__(self, progress: Progress, index: int, blocks: int, samples: int, layers: int) -> None:
         self._progress = progress
         self._index = index
         self._blocks = blocks
         self._samples = samples
-        self._layers = 0
+        self._layers = layers
 
     def inputs(self, done: int) -> None:
         self._report(done, "inputs")
 
-    def layer(self, done: int, count: int, name: str) -> None:
-        self._layers = count
+    def layer(self, done: int, name: str) -> None:
         self._report(self._samples + done, name)
 
     def outputs(self, done: int) -> None:
         self._report(self._samples + self._layers + done, "outputs")
 
     def _report(self, done: int, what: str) -> None:
-        per_block = 2 * self._samples + max(self._layers, 1)
-        share = min(done / per_block, 1.0)
+        share = done / (2 * self._samples + self._layers)
         # In thousandths of a block, since the number of steps differs between methods.
         total = 1000 * self._blocks
         self._progress(round(1000 * (self._index + share)), total, f"block {self._index + 1}/{self._blocks} {what}")
@@ -159,7 +158,7 @@ def _quantize_layers(
         result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
         result.packed[context.name] = packed
         _put(linear, packed)
-        steps.layer(done, len(linears), name)
+        steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
         stream.advance(index, steps.outputs)
 
@@ -175,7 +174,7 @@ def _quantize_block(
     """The whole block at once; the next block sees the outputs of the unquantized block."""
     block = blocks.blocks[index]
     view = stream.view(index)
-    outputs = stream.outputs(index, steps.outputs)
+    outputs = stream.outputs(index, steps.inputs)
     contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)
@@ -190,7 +189,7 @@ def _quantize_block(
         result.packed[context.name] = packed
         _put(linear, packed)
     stream.hidden = outputs
-    steps.layer(len(view.linears), len(view.linears), "layers")
+    steps.layer(len(view.linears), "layers")
 
 
 def _put(linear: nn.Linear, packed: PackedWeight) -> None:

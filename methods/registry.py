@@ -48,7 +48,9 @@ def register_method(name: str) -> Callable[[M], M]:
     def register(cls: M) -> M:
         _check_class(name, cls)
         taken = _registered.get(name)
-        if name in _BUILTIN or (taken is not None and taken.__qualname__ != cls.__qualname__):
+        # A module that is imported anew (in a notebook) registers what is the same class to its author.
+        same = taken is None or (taken.__module__, taken.__qualname__) == (cls.__module__, cls.__qualname__)
+        if name in _BUILTIN or not same:
             raise InputError(f"method name {name!r} is taken; register under another name")
         cls.name = name
         _registered[name] = cls

@@ -66,16 +66,23 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what matters is checked here and said in one line
     source = download(resolve_model(name))
     sha256, precision = fingerprint(source), source_precision(source)
     folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if reparameterized else DTYPES[dtype], use_safetensors=True
+        model: Any
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32 if reparameterized else DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random values in their place
+        raise InputError(f"model {name!r}: {len(missing)} tensors are not in {folder}, the first is {missing[0]}")
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     if reparameterized:

@@ -75,7 +75,7 @@ def _parse_header(path: Path, header: Mapping[str, str]) -> dict[str, dict[str, 
             and all(isinstance(key, str) for key in entry["tensors"])
             for entry in weights.values()
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(f"{path}: header of packed weights is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: packed format version {version!r}; this build reads version {FORMAT_VERSION}")

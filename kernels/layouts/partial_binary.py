@@ -58,6 +58,7 @@ class PartialBinaryWeight(PackedWeight):
         binarized weights, in a scale dtype. salient_scales: [m], same dtype. salient_zeros: [m], integers like codes.
         The salient grid is stored only if a weight is salient.
         """
+        mask = mask.contiguous()
         salient = int(mask.sum())
         tensors = {
             "mask": pack_bits(mask.to(torch.uint8), 1),
@@ -65,9 +66,9 @@ class PartialBinaryWeight(PackedWeight):
             "scales": scales.contiguous(),
         }
         if salient < mask.numel():
-            tensors["signs"] = pack_bits(negative[~mask].to(torch.uint8), 1)
+            tensors["signs"] = pack_bits(torch.masked_select(negative.contiguous(), ~mask).to(torch.uint8), 1)
         if salient:
-            tensors["salient_codes"] = pack_bits(codes[mask], salient_bits)
+            tensors["salient_codes"] = pack_bits(torch.masked_select(codes.contiguous(), mask), salient_bits)
             tensors["salient_scales"] = salient_scales.contiguous()
             tensors["salient_zeros"] = pack_bits(salient_zeros, salient_bits)
         metadata = {

@@ -81,31 +81,33 @@ class Awq(UniformMethod):
         samples, tokens = view.hidden.shape[:2]
         return samples if self.config.search_tokens == 0 else min(samples, -(-self.config.search_tokens // tokens))
 
-    def _round(self, weight: Tensor) -> GroupedCodes:
+    def _round(self, weight: Tensor, group_size: int) -> GroupedCodes:
         return round_to_groups(
             weight,
             self.config.bits,
-            resolve_group_size(self.config.group_size, weight.shape[1]),
+            group_size,
             symmetric=self.config.symmetric,
             scale_dtype=self.scale_dtype,
             include_zero=False,
         )
 
     def _pack(self, weight: Tensor) -> PackedWeight:
-        return pack_groups(self._round(weight), self.config)
+        group_size = resolve_group_size(self.config.group_size, weight.shape[1])
+        return pack_groups(self._round(weight, group_size), self.config)
 
     def _scale(self, view: BlockView, pair: Pair, modules: dict[str, Any], seen: Activations) -> float:
         """Search the exponent of one pair and fold the scales; returns the exponent."""
         readers = [modules[name] for name in pair.readers]
         original = [linear.weight.detach().clone() for linear in readers]
         magnitude = seen.inputs(pair.readers[0]).abs().mean(dim=0)
+        group_size = resolve_group_size(self.config.group_size, magnitude.numel())
         loss = seen.loss(pair.inspected, modules[pair.inspected])
         best, best_ratio, best_scales = float("inf"), None, torch.ones_like(magnitude)
         for ratio in _RATIOS:
             scales = magnitude.pow(ratio).clamp(min=1e-4)
             scales = scales / (scales.max() * scales.min()).sqrt()
             for linear, weight in zip(readers, original, strict=True):
-                linear.weight.copy_(self._round(weight.float() * scales).decode() / scales)
+                linear.weight.copy_(self._round(weight.float() * scales, group_size).decode() / scales)
             lost = loss()
             if lost < best:
                 best, best_ratio, best_scales = lost, ratio, scales
@@ -136,7 +138,7 @@ class Awq(UniformMethod):
             for share in _CLIPS:
                 bound = limit * share
                 clamped = part.clamp(-bound, bound)
-                change = self._round(clamped).decode() - part
+                change = self._round(clamped, part.shape[1]).decode() - part
                 lost = ((change @ gram) * change).sum(dim=1, keepdim=True)
                 better = lost < best
                 best = torch.where(better, lost, best)

@@ -184,7 +184,9 @@ def test_norm_with_offset_gain_is_divided_exactly() -> None:
 
 def test_hessian_alone_is_refused() -> None:
     with pytest.raises(InputError, match="needs the layer's inputs"):
-        create_method("awq", group_size=32).quantize_linear(torch.ones(4, 32), LayerStatistics.from_hessian(torch.eye(32)))
+        create_method("awq", group_size=32).quantize_linear(
+            torch.ones(4, 32), LayerStatistics.from_hessian(torch.eye(32))
+        )
 
 
 def _contexts(view: Any) -> dict[str, Any]:

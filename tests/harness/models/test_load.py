@@ -19,12 +19,19 @@ def from_gguf(gguf_file):
     return load_model(str(gguf_file))
 
 
-def test_a_folder_gives_its_own_weights_in_evaluation_mode(tiny_folder):
+def test_linear_weights_are_those_of_the_file_and_all_else_is_rounded_to_16_bits(tiny_folder):
     loaded = load_model(str(tiny_folder))
     stored = load_file(tiny_folder / "model.safetensors")
     parameters = dict(loaded.model.named_parameters())
+    linears = {f"{name}.weight" for name in model_linears(loaded.model)}
     assert parameters.keys() <= stored.keys()
-    assert all(torch.equal(parameters[name], stored[name]) for name in parameters)
+    assert all(torch.equal(parameters[name], stored[name]) for name in linears)
+    assert all(torch.equal(parameters[name], stored[name].half().float()) for name in parameters.keys() - linears)
+
+
+def test_a_loaded_model_evaluates_and_does_not_train(tiny_folder):
+    loaded = load_model(str(tiny_folder))
+    parameters = dict(loaded.model.named_parameters())
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in parameters.values())
     assert loaded.parameters == sum(parameter.numel() for parameter in parameters.values())
@@ -46,8 +53,20 @@ def test_the_record_says_where_a_model_came_from(tiny_folder):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_loads_from_a_folder_and_runs(family, tmp_path):
-    loaded = load_model(str(tiny.save(tmp_path / family, family)))
-    assert torch.equal(loaded.model(tiny.tokens()).logits, tiny.build(family)(tiny.tokens()).logits)
+    model = tiny.build(family)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.half().float())
+    loaded = load_model(str(tiny.save(tmp_path / family, model=model)))
+    torch.testing.assert_close(loaded.model(tiny.tokens()).logits, model(tiny.tokens()).logits)
+
+
+def test_a_parameter_beyond_16_bits_is_named(model_folder):
+    file = model_folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = 1e6
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.norm\.weight does not fit in float16"):
+        load_model(str(model_folder))
 
 
 def test_gguf_weights_are_the_dequantized_blocks_of_the_file(from_gguf, gguf_file):

@@ -208,7 +208,7 @@ def test_one_tensor_cannot_serve_two_weights(file):
         "9" * 5000,
         "[" * 100_000,
     ],
-    ids=lambda header: header[:60] or "empty",
+    ids=lambda header: header[:3] + " and so on" if len(header) > 99 else header or "empty",
 )
 def test_a_damaged_header_is_refused(tmp_path, header):
     save_file({"a.weight": torch.zeros(2, 3)}, tmp_path / "bad.safetensors", metadata={"sagebench": header})
@@ -258,7 +258,7 @@ def test_a_header_with_damaged_bytes_is_refused_or_still_describes_whole_weights
 
 
 @given(st.lists(st.tuples(st.integers(HEADER_END, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_damaged_data_is_refused_or_decodes_to_the_same_shape(changes):
     for name, weight in (load_damaged(changes) or {}).items():
         try:
