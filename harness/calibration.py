@@ -179,7 +179,7 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
 
 @torch.no_grad()
 def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.device) -> Tensor:
-    """The input of the first block for every sample: [samples, context, hidden], in the model's dtype, on the CPU side.
+    """The input of the first block for every sample: [samples, context, hidden], in the model's dtype, on its device.
 
     The forward pass is left as soon as the first block is reached.
     """

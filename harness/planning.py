@@ -88,7 +88,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
             plan.references[spec.key] = reference.key
             planned.append(_row(row, name, spec.key, ""))
     for name in experiment.models:
-        if name not in {choice.lower() for choice in names}:
+        if name.lower() not in {choice.lower() for choice in names}:
             planned += [_row(row, name, None, f"not run: profile {profile_name}") for row in rows]
     plan.table = TablePlan(
         name=experiment.name,
@@ -175,7 +175,7 @@ def _run_spec(
     evaluations: tuple[EvaluationSpec, ...],
 ) -> RunSpec:
     resolved = {key: family if (key, value) == ("preset", "family") else value for key, value in options.items()}
-    if calibration is not None and calibration.seed and "seed" not in resolved:
+    if calibration is not None and calibration.seed and method != UNQUANTIZED and "seed" not in resolved:
         resolved["seed"] = calibration.seed
     quantizer = create_method(method, **resolved)
     return RunSpec(

@@ -156,7 +156,7 @@ def _quantize_layers(
         seconds = time.perf_counter() - start
         hessian = None if seen is None else seen.hessian
         result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
-        result.packed[context.name] = packed
+        result.packed[context.name] = packed.to("cpu")
         _put(linear, packed)
         steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
@@ -186,7 +186,7 @@ def _quantize_block(
         target = found.targets.get(name, linear.weight)
         packed, context = found.packed[name], contexts[name]
         result.layers.append(_log(method, target, packed, None, seconds, context))
-        result.packed[context.name] = packed
+        result.packed[context.name] = packed.to("cpu")
         _put(linear, packed)
     stream.hidden = outputs
     steps.layer(len(view.linears), "layers")

@@ -38,14 +38,15 @@ def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any]] | None:
         return None
     try:
         content = json.loads(described.read_text(encoding="utf-8"))
-        packed = load_packed(folder / "packed.safetensors")
+        stored = load_packed(folder / "packed.safetensors")
         layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
+        packed = {layer.name: stored[layer.name] for layer in layers}  # in model order again
         phases = content["phases"]
         folded = load_file(folder / "folded.safetensors") if content["folded"] else {}
     except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    os.utime(described)
+    os.utime(folder)  # used now: `_prune` goes by it
     return QuantizedModel(packed, layers, folded), phases
 
 

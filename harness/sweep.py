@@ -64,7 +64,7 @@ def sweep(
         try:
             record = execute(
                 spec,
-                reference=_reference(spec, references, store),
+                reference=_reference(spec, references, store, outcome),
                 fresh=fresh,
                 progress=reporter.progress,
             )
@@ -86,12 +86,15 @@ def sweep(
     return outcome
 
 
-def _reference(spec: RunSpec, references: dict[str, str], store: RecordStore) -> dict[str, Any] | None:
+def _reference(
+    spec: RunSpec, references: dict[str, str], store: RecordStore, outcome: Outcome
+) -> dict[str, Any] | None:
     """The record of the unquantized model that `spec` is compared with; a quantized number does not count without."""
     key = references.get(spec.key)
     if key is None or key == spec.key:
         return None
-    record = store.load(key)
+    # With `fresh` an older record may be there even though the run has just failed.
+    record = None if key in outcome.failed else store.load(key)
     if record is None:
         raise RuntimeError("the unquantized model was not measured under this protocol: its run failed")
     return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,10 +26,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        fields = model.model_fields if len(first["loc"]) == 1 else {}
-        return f"unknown option {path!r}" + did_you_mean(key, fields)
+        return f"unknown option {path!r}" + did_you_mean(key, _fields_beside(model, first["loc"]))
     if first["type"] == "missing":
         return f"{path} is missing"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{path}={first['input']!r}: {message}" if path else message
+
+
+def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that stand where the last part of `path` does, in `model` or in a model inside it."""
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = next(kind for kind in inner if issubclass(kind, BaseModel))
+    return list(model.model_fields)

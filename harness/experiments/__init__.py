@@ -66,8 +66,8 @@ def load_experiment(name: str) -> Experiment:
         path = Path(name)
         try:
             return _parse(path.read_text(encoding="utf-8"), str(path))
-        except OSError as error:
-            raise InputError(f"experiment file {path} cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"experiment file {path} cannot be read ({error})") from error
     if name not in experiment_names():
         raise InputError(f"unknown experiment {name!r}" + did_you_mean(name, experiment_names()))
     return _parse(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")

@@ -43,13 +43,21 @@ class Phases:
             if self._cuda:
                 entry["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
                 entry["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
-                entry["device_used_bytes"] = torch.cuda.device_memory_used()
+                entry.update(_nvml())
             entry["peak_bytes"] = entry["peak_allocated_bytes" if self._cuda else "peak_resident_bytes"]
             before = self.measured.get(phase, {})
             self.measured[phase] = {
                 key: value + before.get(key, 0) if key == "seconds" else max(value, before.get(key, 0))
                 for key, value in entry.items()
             }
+
+
+def _nvml() -> dict[str, int]:
+    """Bytes in use on the whole device, by all processes; nothing where NVML's Python package is missing."""
+    try:
+        return {"device_used_bytes": torch.cuda.device_memory_used()}
+    except (ModuleNotFoundError, RuntimeError):
+        return {}
 
 
 class _ResidentSampler(threading.Thread):

@@ -33,13 +33,14 @@ class Distribution:
     def of(cls, weight: np.ndarray, unsalient: np.ndarray | None = None) -> Distribution:
         """The distribution of `weight` (any shape); running sums over the entries where `unsalient`, or over all."""
         mean = float(weight.mean(dtype=np.float64))
-        deviation = float(np.sqrt(np.square(weight, dtype=np.float64).mean() - mean * mean))
+        # Rounding may leave a constant matrix with a variance a hair below zero.
+        variance = max(0.0, float(np.square(weight, dtype=np.float64).mean()) - mean * mean)
         magnitudes = np.abs(weight[unsalient] if unsalient is not None else weight.reshape(-1))
         magnitudes.sort()
         exact = magnitudes.astype(np.float64)
         return cls(
             mean,
-            deviation,
+            variance**0.5,
             magnitudes,
             np.concatenate([[0.0], np.cumsum(exact)]),
             np.concatenate([[0.0], np.cumsum(exact * exact)]),
@@ -49,13 +50,15 @@ class Distribution:
         """Upper edges of the groups, ascending, [groups]. "gaussian": the formula; "empirical": equal counts."""
         # k/N first: the last fraction is then exactly 1 - zeta, so the last edge is the same for every N.
         fractions = np.arange(1, groups + 1) / groups * (1.0 - zeta)
+        nothing_salient = fractions[-1] == 1.0
+        if nothing_salient:
+            fractions[-1] = 0.0  # where the last edge lies does not matter: it is replaced below
         if quantiles == "gaussian":
-            # The last edge is infinite at zeta = 0: nothing is salient then.
-            return self.mean + self.deviation * ndtri((1.0 + fractions) / 2.0)
-        last = self.magnitudes.size - 1
-        ranks = np.ceil(fractions * self.magnitudes.size).astype(np.int64) - 1
-        edges = self.magnitudes[np.clip(ranks, 0, last)].astype(np.float64)
-        if zeta == 0:
+            edges = self.mean + self.deviation * ndtri((1.0 + fractions) / 2.0)
+        else:
+            ranks = np.rint(fractions * self.magnitudes.size).astype(np.int64) - 1
+            edges = self.magnitudes[np.maximum(ranks, 0)].astype(np.float64)
+        if nothing_salient:
             edges[-1] = np.inf
         return edges
 

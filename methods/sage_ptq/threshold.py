@@ -29,7 +29,7 @@ def magnitude_objective(
     salient_error: SalientError,
 ) -> Callable[[float], float]:
     """J for saliency by magnitude. A value costs O(groups) look-ups and work on the salient candidates alone."""
-    energy = float(distribution.squares[-1])
+    energy = float(distribution.squares[-1]) or 1.0  # of a matrix of zeros, nothing is lost
     widest = np.abs(weight) > np.float32(distribution.edges(1, max_salient, quantiles)[-1])
     candidates = SalientSet.of(weight, widest)
     magnitudes = np.abs(candidates.values)
@@ -52,7 +52,7 @@ def general_objective(
     salient_error: SalientError,
 ) -> Callable[[float], float]:
     """J for any saliency: the unsalient weights are sorted anew for each zeta. Slow: the definition."""
-    energy = float(np.square(weight, dtype=np.float64).sum())
+    energy = float(np.square(weight, dtype=np.float64).sum()) or 1.0
 
     def objective(zeta: float) -> float:
         chosen = mask(zeta)

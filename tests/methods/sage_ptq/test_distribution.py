@@ -123,12 +123,20 @@ def test_means_and_errors_from_running_sums_are_those_of_the_groups(quantiles, g
 def test_ties_and_empty_groups_are_counted_once(weight, groups, zeta, quantiles):
     distribution = Distribution.of(weight)
     edges = distribution.edges(groups, zeta, quantiles)
-    if np.isnan(edges).any():
-        assert not np.ptp(weight)  # a constant matrix has no bell curve
-        return
     bounds = distribution.bounds(edges)
     members = naive_groups(weight, np.maximum.accumulate(edges))
     assert np.diff(bounds).tolist() == [group.size for group in members]
     means = [group.mean() if group.size else 0.0 for group in members]
     assert distribution.group_means(bounds) == pytest.approx(np.array(means))
     assert (distribution.group_errors(bounds) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 1 / 3, 1e-20, 1e10])
+@pytest.mark.parametrize("quantiles", QUANTILES)
+@pytest.mark.parametrize("zeta", [0.0, 1e-300, 0.01])
+def test_a_constant_matrix_has_edges_without_nan(value, quantiles, zeta):
+    distribution = Distribution.of(np.full((30, 40), value, dtype=np.float32))
+    assert distribution.deviation == pytest.approx(0, abs=1e-6 * abs(value))
+    edges = distribution.edges(9, zeta, quantiles)
+    assert not np.isnan(edges).any()
+    assert (np.diff(edges) >= 0).all()

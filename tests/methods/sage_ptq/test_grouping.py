@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.cluster import SpectralClustering
+from sklearn.metrics import silhouette_score
 
 from kernels.errors import InputError
 from methods.sage_ptq.grouping import candidate_counts, choose_group_count
@@ -41,7 +43,8 @@ def test_candidates_are_the_counts_that_need_all_bits_of_the_index(n_lut, counts
 
 @pytest.mark.parametrize(("n_lut", "clusters"), [(3, 5), (3, 6), (3, 7), (4, 9), (4, 11), (4, 14)])
 def test_well_separated_heaps_are_counted(n_lut, clusters):
-    choice = choose(mixture(clusters), n_lut=n_lut, subsample=0.05)
+    # With 5 neighbours on a line the graph of a heap of 20 nodes falls apart, with 10 it holds.
+    choice = choose(mixture(clusters), n_lut=n_lut, subsample=0.05, neighbors=10)
     assert choice.groups == clusters
     assert choice.silhouettes[clusters] > 0.9
 
@@ -85,7 +88,21 @@ def test_nodes_are_the_sampled_share_within_limits(count, options, nodes):
 def test_a_node_may_be_a_magnitude():
     # Five heaps of magnitudes are ten heaps of values, of which seven at most can be counted.
     values = mixture(10)
-    assert choose(values, n_lut=3, subsample=0.05, node="magnitude").groups == 5
+    options = {"n_lut": 3, "subsample": 0.05, "neighbors": 10}
+    assert choose(values, node="magnitude", **options).groups == 5
+    assert choose(values, node="value", **options).groups == 7
+
+
+def test_one_embedding_for_all_candidates_gives_what_scikit_learn_gives_for_each():
+    values = np.random.default_rng(3).standard_normal(5000).astype(np.float32)
+    choice = choose(values, n_lut=3, subsample=0.05, neighbors=30)  # enough neighbours for one connected graph
+    sample = np.random.default_rng(0).choice(values, size=choice.nodes, replace=False).astype(np.float64)
+    for clusters, silhouette in choice.silhouettes.items():
+        clustering = SpectralClustering(
+            clusters, affinity="nearest_neighbors", n_neighbors=30, n_init=10, random_state=0
+        )
+        labels = clustering.fit_predict(sample.reshape(-1, 1))
+        assert silhouette == pytest.approx(silhouette_score(sample.reshape(-1, 1), labels), abs=0.005)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 15])

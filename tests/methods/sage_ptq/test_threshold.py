@@ -53,10 +53,12 @@ def test_the_fast_objective_is_the_definition_for_gaussian_edges(groups, salient
 @pytest.mark.parametrize("groups", [1, 9, 15])
 def test_the_fast_objective_is_the_definition_for_empirical_edges(groups, salient_error):
     fast, general = objectives(weights(), groups, "empirical", salient_error)
-    for zeta in [0.0, 1e-6, 0.001, *np.linspace(0.004, 0.5, 30)]:
-        # The definition cuts the unsalient weights into equal counts, the fast form cuts (1 - zeta) of all: where that
-        # is no whole number, an edge may move by one weight of 4000.
-        assert fast(zeta) == pytest.approx(general(zeta), rel=1e-3)
+    for salient in [0, 1, 4, 40, 41, 99, 400, 1234, 2000]:
+        assert fast(salient / 4000) == pytest.approx(general(salient / 4000), rel=1e-9)
+    # Where zeta is no whole number of the 4000 weights, an edge may differ by one weight: the definition cuts the
+    # unsalient weights into equal counts, the fast form cuts (1 - zeta) of all.
+    for zeta in [1e-6, *np.linspace(0.0041, 0.4999, 30)]:
+        assert fast(zeta) == pytest.approx(general(zeta), rel=0.01)
 
 
 def test_both_are_equation_11():
@@ -74,7 +76,8 @@ def test_the_objective_is_a_share_of_the_energy():
 
 def test_at_the_fixed_point_more_salient_weights_lose_less():
     fast, _ = objectives(weights(), 9, "gaussian", SALIENT_ERRORS["converged"])
-    assert minimise(fast, 0.01) == pytest.approx(0.01, rel=0.01)
+    # Its steps are single weights, so the search may stop a few of them short of the end.
+    assert 0.0095 <= minimise(fast, 0.01) <= 0.01
 
 
 def test_the_search_finds_an_inner_minimum():
@@ -105,6 +108,11 @@ def test_unsalient_weights_beyond_the_last_edge_join_the_last_group():
         assert bounds[0] == 0
         assert bounds[-1] == weight.size
     assert np.ptp(np.diff(bounds)) <= 1
+
+
+def test_of_a_matrix_of_zeros_nothing_is_lost():
+    for objective in objectives(np.zeros((50, 80), dtype=np.float32), 9, "gaussian", SALIENT_ERRORS["discrete"]):
+        assert objective(0.01) == 0
 
 
 def test_candidates_beyond_the_limit_are_not_needed():

@@ -1,0 +1,60 @@
+import pytest
+
+from harness import estimate as module
+from harness.estimate import available_memory, estimate
+from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    """A machine that does 10^11 operations a second."""
+    monkeypatch.setattr(module, "_operations_per_second", lambda device, dtype: 1e11)
+
+
+def spec_of(method="fp16", *, model="opt-1.3b", windows=10, samples=8, dtype="float32"):
+    calibration = CalibrationSpec(corpus="c4", samples=samples) if method == "gptq" else None
+    return RunSpec(
+        model=ModelSpec(name=model, dtype=dtype),
+        method=MethodSpec(name=method),
+        calibration=calibration,
+        evaluations=(EvaluationSpec(corpus="wikitext2", windows=windows),),
+    )
+
+
+def test_the_forward_passes_of_an_evaluation_are_counted():
+    per_window = 2 * 1_315_753_984 * 2048 / 1e11
+    more = estimate(spec_of(windows=20)).seconds - estimate(spec_of(windows=10)).seconds
+    assert 10 * per_window <= more <= 20 * per_window
+    assert estimate(spec_of(windows=None)).seconds > estimate(spec_of(windows=100)).seconds
+
+
+def test_quantization_and_calibration_cost_more():
+    fp16, rtn, gptq = (estimate(spec_of(name)) for name in ("fp16", "rtn", "gptq"))
+    assert fp16.seconds < rtn.seconds < gptq.seconds
+    assert rtn.memory_bytes < gptq.memory_bytes
+    assert estimate(spec_of("gptq", samples=128)).seconds > gptq.seconds
+
+
+def test_memory_holds_at_least_the_weights():
+    full, half = (estimate(spec_of(dtype=dtype)).memory_bytes for dtype in ("float32", "float16"))
+    assert full - half == 2 * 1_315_753_984
+    assert half > 2 * 1_315_753_984
+
+
+def test_a_folder_is_estimated_from_its_headers(tiny_folder):
+    assert 0 < estimate(spec_of(model=str(tiny_folder))).seconds < estimate(spec_of()).seconds / 100
+
+
+def test_an_uncatalogued_hub_model_is_estimated_without_fetching_it():
+    assert estimate(spec_of(model="someone/some-model")).memory_bytes > 0
+
+
+def test_available_memory_is_that_of_this_machine():
+    assert 1e6 < available_memory("cpu") < 1e14
+
+
+def test_the_speed_of_this_machine_is_measured_once(monkeypatch):
+    monkeypatch.undo()
+    speed = module._operations_per_second("cpu", "float32")
+    assert 1e8 < speed < 1e15
+    assert module._operations_per_second("cpu", "float32") == speed

@@ -1,0 +1,133 @@
+import pytest
+
+from harness.catalog import models
+from harness.claims import find, load_claims
+from harness.experiments import experiment_names, load_experiment, load_profile
+from harness.runner import UNQUANTIZED
+from kernels.errors import InputError
+from methods import create_method
+from methods.registry import method_names
+
+
+def refused(path):
+    with pytest.raises(InputError) as caught:
+        load_experiment(str(path))
+    message = str(caught.value)
+    assert path.name in message
+    assert "\n" not in message
+    return message
+
+
+def test_the_shipped_experiments_are_found():
+    assert {"table1", "table2"} <= set(experiment_names())
+    assert "profiles" not in experiment_names()
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_a_shipped_experiment_is_valid_and_its_models_are_in_the_catalogue(name):
+    experiment = load_experiment(name)
+    assert experiment.name == name
+    assert set(experiment.models) <= models().keys()
+    assert all(models()[model].claims for model in experiment.models)
+    assert experiment.rows[0].method == UNQUANTIZED
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_row_has_claims_of_that_item(name):
+    experiment = load_experiment(name)
+    claims = load_claims()
+    for row in experiment.rows:
+        if row.method == UNQUANTIZED:
+            continue
+        found = find(claims, item=experiment.item, method=row.method, setting=row.setting, metric=experiment.metric)
+        assert found, (row.method, row.setting)
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_claim_of_the_item_has_a_row_and_every_model_a_claim(name):
+    experiment = load_experiment(name)
+    claimed = find(load_claims(), item=experiment.item, metric=experiment.metric)
+    rows = {(row.method, row.setting) for row in experiment.rows}
+    assert {(claim.method, claim.setting) for claim in claimed} - rows == set()
+    assert {claim.model for claim in claimed} == {models()[model].claims for model in experiment.models}
+
+
+@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen"])
+def test_every_registered_row_has_options_that_its_method_takes(name, family):
+    for row in load_experiment(name).rows:
+        options = {key: family if value == "family" else value for key, value in row.options.items()}
+        if row.method in method_names():
+            create_method(row.method, **options)
+
+
+@pytest.mark.parametrize("name", ["embedded", "paper"])
+def test_profiles_are_valid_and_their_options_belong_to_methods(name):
+    profile = load_profile(name)
+    assert profile.calibration.corpus == "c4"
+    for method, options in profile.options.items():
+        if method in method_names():
+            create_method(method, **options)
+
+
+def test_an_unknown_profile_gets_a_suggestion():
+    with pytest.raises(InputError, match="unknown profile 'embeded'; did you mean 'embedded'"):
+        load_profile("embeded")
+
+
+def test_an_unknown_experiment_gets_a_suggestion():
+    with pytest.raises(InputError, match="unknown experiment 'tabel1'; did you mean 'table1'"):
+        load_experiment("tabel1")
+
+
+def test_a_file_is_an_experiment(experiment_file):
+    experiment = load_experiment(str(experiment_file()))
+    assert [row.method for row in experiment.rows] == ["fp16", "rtn", "gptq"]
+    assert experiment.rows[1].options == {"bits": 3, "group_size": 32}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "No such file" in refused(tmp_path / "none.yaml")
+
+
+def test_an_unknown_key_gets_a_suggestion(experiment_file):
+    assert "unknown option 'titel'; did you mean 'title'" in refused(experiment_file(titel="x"))
+
+
+def test_an_unknown_key_of_a_row_gets_a_suggestion(experiment_file):
+    row = {"method": "rtn", "setting": "3 bit", "label": "RTN", "option": {"bits": 3}}
+    message = refused(experiment_file(rows=[row]))
+    assert "unknown option 'rows.0.option'; did you mean 'options'" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"metric": "speed"}, "metric='speed'"),
+        ({"rows": []}, "rows=[]"),
+        ({"models": []}, "models=[]"),
+        ({"corpora": []}, "corpora=[]"),
+        ({"rows": [{"method": "rtn", "label": "RTN"}]}, "rows.0.setting is missing"),
+        ({"rows": "rtn"}, "rows='rtn'"),
+    ],
+)
+def test_a_bad_value_is_shown(experiment_file, changes, problem):
+    assert problem in refused(experiment_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "must hold name, item"),
+        (b"- 1", "must hold name, item"),
+        (b"name: [", "is not valid YAML"),
+        (b"a: &a [*a", "is not valid YAML"),
+        (b"!!python/object/apply:os.getcwd []", "is not valid YAML"),
+        (b"\xff\xfe\x00\x80", "cannot be read"),
+        (b"name: x\x00y", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, content, problem):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert problem in refused(path)

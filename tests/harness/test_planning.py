@@ -1,0 +1,169 @@
+import pytest
+import tiny
+
+from harness.experiments import Experiment, Row, load_experiment
+from harness.planning import Choices, choose_profile, plan_table
+from kernels.errors import InputError
+
+
+@pytest.fixture
+def experiment(tiny_folder):
+    return Experiment(
+        name="small", item="table 1", title="Small", metric="perplexity", corpora=("wikitext2",), models=("opt-1.3b",),
+        rows=(
+            Row(method="gptq", setting="3 bit", label="GPTQ", options={"bits": 3, "group_size": 32}),
+            Row(method="fp16", setting="16 bit", label="FP16"),
+            Row(method="not-there", setting="1 bit", label="NOT-THERE"),
+            Row(method="sage-ptq", setting="n_lut 4", label="SAGE-PTQ", options={"preset": "family"}),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def choices(tiny_folder, corpus_file):
+    """Choices of the tiny model and text, with more on top."""
+
+    def choose(**more):
+        base = {
+            "profile": "embedded", "models": (str(tiny_folder),), "corpora": (str(corpus_file),), "context": 32,
+            "calibration_corpus": str(corpus_file), "device": "cpu",
+        }  # fmt: skip
+        return Choices(**{**base, **more})
+
+    return choose
+
+
+def test_the_unquantized_reference_runs_first_and_every_run_refers_to_it(experiment, choices):
+    plan = plan_table(experiment, choices())
+    assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq", "sage-ptq"]
+    assert set(plan.references) == {spec.key for spec in plan.runs}
+    assert set(plan.references.values()) == {plan.runs[0].key}
+    assert all(spec.evaluations == plan.runs[0].evaluations for spec in plan.runs)
+
+
+def test_the_reference_runs_even_where_its_row_was_not_asked_for(experiment, choices):
+    plan = plan_table(experiment, choices(methods=("gptq",)))
+    assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq"]
+    assert {row.method for row in plan.table.rows} == {"gptq"}
+
+
+def test_only_methods_that_need_text_have_calibration(experiment, choices):
+    by_name = {spec.method.name: spec for spec in plan_table(experiment, choices(calibration_samples=5)).runs}
+    assert by_name["fp16"].calibration is None
+    assert by_name["sage-ptq"].calibration is None
+    assert (by_name["gptq"].calibration.samples, by_name["gptq"].calibration.context) == (5, 32)
+
+
+def test_an_unregistered_method_keeps_its_row_and_says_so(experiment, choices, tiny_folder):
+    rows = {(row.method, row.model): row for row in plan_table(experiment, choices()).table.rows}
+    row = rows["not-there", str(tiny_folder)]
+    assert (row.run_key, row.note) == (None, "method not registered")
+
+
+def test_models_that_are_not_run_keep_their_rows_under_the_name_of_the_claims(experiment, choices):
+    rows = [row for row in plan_table(experiment, choices()).table.rows if row.model == "OPT-1.3B"]
+    assert len(rows) == 4
+    assert all((row.run_key, row.note, row.family) == (None, "not run: profile embedded", "OPT") for row in rows)
+
+
+@pytest.mark.parametrize(("family", "preset"), [("llama", "llama"), ("opt", "opt"), ("qwen2", "qwen"), ("gemma2", "llama")])
+def test_the_family_preset_follows_the_model(experiment, choices, tmp_path, family, preset):
+    folder = tiny.save(tmp_path / family, family)
+    plan = plan_table(experiment, choices(models=(str(folder),)))
+    (spec,) = (spec for spec in plan.runs if spec.method.name == "sage-ptq")
+    assert spec.method.options["preset"] == preset
+
+
+@pytest.mark.parametrize(
+    ("methods", "problem"),
+    [
+        (("gtpq",), "unknown method 'gtpq'; did you mean 'gptq'"),
+        (("SAGE_PTQ",), "unknown method 'SAGE_PTQ'; did you mean 'sage-ptq' or 'gptq'"),
+        (("rtn",), "method 'rtn' has no row in small; it has fp16, gptq, not-there, sage-ptq"),
+        (("gptq", "nonsense"), "unknown method 'nonsense'; known: fp16, gptq, not-there, sage-ptq"),
+    ],
+)
+def test_methods_that_are_not_there_get_suggestions(experiment, choices, methods, problem):
+    with pytest.raises(InputError) as caught:
+        plan_table(experiment, choices(methods=methods))
+    assert str(caught.value) == problem + ("?" if "did you mean" in problem else "")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_run_is_planned_twice(experiment, choices, seed):
+    twice = experiment.model_copy(
+        update={"rows": (*experiment.rows, experiment.rows[0].model_copy(update={"setting": "again"}))}
+    )
+    plan = plan_table(twice, choices(seed=seed))
+    assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq", "sage-ptq"]
+    keys = {row.run_key for row in plan.table.rows if row.method == "gptq" and row.run_key}
+    assert keys == {plan.runs[1].key}
+
+
+def test_defaults_that_are_spelled_out_are_the_same_run(experiment, choices):
+    rows = tuple(
+        Row(method="gptq", setting=setting, label="GPTQ", options={"group_size": 32, **options})
+        for setting, options in (("a", {}), ("b", {"bits": 4, "damping": 0.01}))
+    )
+    plan = plan_table(experiment.model_copy(update={"rows": rows}), choices())
+    assert len(plan.runs) == 2
+    assert len(plan.table.run_keys) == 1
+
+
+def test_the_seed_reaches_calibration_and_method(experiment, choices):
+    gptq = plan_table(experiment, choices(seed=7)).runs[1]
+    assert gptq.calibration.seed == 7
+    assert gptq.method.options["seed"] == 7
+    assert gptq.model.seed == 0
+    moved = plan_table(experiment, choices(seed=7, reparameterize=True)).runs[0]
+    assert (moved.model.reparameterize, moved.model.seed) == (True, 7)
+
+
+def test_a_model_of_the_experiment_is_known_however_its_path_is_spelled(experiment, choices, tmp_path):
+    folder = tiny.save(tmp_path / "TinyModel")
+    named = experiment.model_copy(update={"models": (str(folder),)})
+    plan = plan_table(named, choices(models=(str(folder),)))
+    assert len(plan.table.rows) == 4
+    assert not any(row.note.startswith("not run") for row in plan.table.rows)
+
+
+def test_two_models_have_a_reference_each(experiment, choices, tmp_path, tiny_folder):
+    other = tiny.save(tmp_path / "opt", "opt")
+    plan = plan_table(experiment, choices(models=(str(tiny_folder), str(other)), methods=("gptq",)))
+    assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq"] * 2
+    assert plan.references[plan.runs[3].key] == plan.runs[2].key
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is unknown; use cpu, cuda or cuda:N"),
+        ({"windows": 0}, "windows=0: input should be greater than or equal to 1"),
+        ({"context": 1}, "context=1: input should be greater than or equal to 2"),
+        ({"calibration_samples": 0}, "samples=0: input should be greater than or equal to 1"),
+        ({"profile": "papre"}, "unknown profile 'papre'; did you mean 'paper'"),
+        ({"corpora": ("wikitext",)}, "unknown corpus 'wikitext'; did you mean 'wikitext2'"),
+        ({"calibration_corpus": "c5"}, "unknown corpus 'c5'; known: c4, c4-sample, ptb, wiki-sample, wikitext2"),
+        ({"models": ("opt-1.3",)}, "unknown model 'opt-1.3'; did you mean"),
+    ],
+)
+def test_bad_choices_are_named(experiment, choices, more, problem):
+    with pytest.raises(InputError) as caught:
+        plan_table(experiment, choices(**more))
+    assert problem in str(caught.value)
+
+
+def test_an_unknown_option_of_a_row_gets_a_suggestion(experiment, choices):
+    row = Row(method="gptq", setting="s", label="GPTQ", options={"bitz": 3})
+    with pytest.raises(InputError, match="method 'gptq': unknown option 'bitz'; did you mean 'bits'"):
+        plan_table(experiment.model_copy(update={"rows": (row,)}), choices())
+
+
+def test_auto_is_embedded_without_a_hub():
+    assert choose_profile("auto") == "embedded"
+
+
+def test_the_paper_profile_plans_the_paper_s_models_without_fetching_any(choices):
+    plan = plan_table(load_experiment("table1"), choices(profile="paper", models=(), methods=("fp16",)))
+    assert [spec.model.name for spec in plan.runs] == list(load_experiment("table1").models)
+    assert all(spec.evaluations[0].windows is None for spec in plan.runs)
