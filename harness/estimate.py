@@ -55,7 +55,7 @@ def estimate(spec: RunSpec) -> Estimate:
 def available_memory(device: str) -> int:
     """Bytes free on the device, or in the machine for the CPU."""
     if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
     return int(psutil.virtual_memory().available)
 
 

@@ -19,17 +19,18 @@ from kernels.layouts import PackedWeight
 _BYTES_16_BIT = 2
 
 
-def build_ledger(model: nn.Module, quantized: QuantizedModel, file_bytes: int) -> dict[str, Any]:
+def build_ledger(model: nn.Module, quantized: QuantizedModel, file_bytes: int | None) -> dict[str, Any]:
     """The ledger of a quantized model, for its record.
 
-    file_bytes: size of the packed file on disk. Bits are per weight of the quantized layers; `artifact_bits` alone is
-    per parameter of the whole model, everything included.
+    file_bytes: size of the packed file on disk, None if it was not written (then the payload stands for it). Bits are
+    per weight of the quantized layers; `artifact_bits` alone is per parameter of the whole model.
     """
     packed = quantized.packed
     weights = count_weights(packed)
     payload = sum(weight.nbytes() for weight in packed.values())
     other_parts = other_bytes(model)
     other = sum(other_parts.values())
+    stored = payload if file_bytes is None else file_bytes
     parameters = sum(parameter.numel() for parameter in model.parameters())
     share = [layer.shape[0] * layer.shape[1] / weights for layer in quantized.layers]
     return {
@@ -47,8 +48,9 @@ def build_ledger(model: nn.Module, quantized: QuantizedModel, file_bytes: int) -
         "other_bytes_by_part": other_parts,
         "total_bytes": payload + other,
         "packed_file_bytes": file_bytes,
-        "artifact_bytes": file_bytes + other,
-        "artifact_bits": 8 * (file_bytes + other) / parameters,
+        "artifact_bytes": stored + other,
+        "artifact_bits": 8 * (stored + other) / parameters,
+        "artifact_bits_without_embeddings": 8 * stored / weights,
         # What a runtime that reads the packed tensors keeps on its device. The quality above was measured on dense
         # weights decoded from them, which took the second figure.
         "resident_bytes": {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from harness.catalog import models as catalogue
-from harness.corpora import dataset_name, resolve_corpus
+from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import resolve_model
+from harness.models.source import fingerprint, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
 from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
@@ -68,9 +69,11 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
-    names = choices.models or (experiment.models if profile.models == "paper" else profile.models)
+    names = tuple(dict.fromkeys(choices.models)) or (experiment.models if profile.models == "paper" else profile.models)
     rows = _chosen_rows(experiment, choices.methods)
     evaluations = _evaluations(experiment, choices, profile, sources)
+    # Calibration text is a means, not a result: the embedded profile takes its own sample even where the hub is there.
+    calibration = _calibration(choices, profile, profile_name)
     planned: list[PlannedRow] = []
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
@@ -82,11 +85,11 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
                 planned.append(_row(row, name, None, "method not registered"))
                 continue
             options = {**profile.options.get(row.method, {}), **row.options}
-            spec = _run_spec(row.method, options, model, family, _calibration(choices, profile, sources), evaluations)
+            spec = _run_spec(row.method, options, model, family, calibration, evaluations)
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
             plan.references[spec.key] = reference.key
-            planned.append(_row(row, name, spec.key, ""))
+            planned.append(_row(row, name, spec.key, _row_note(row, family, profile.options.get(row.method, {}))))
     for name in experiment.models:
         if name.lower() not in {choice.lower() for choice in names}:
             planned += [_row(row, name, None, f"not run: profile {profile_name}") for row in rows]
@@ -126,42 +129,58 @@ def _model_spec(name: str, choices: Choices, profile: Profile) -> tuple[ModelSpe
         "device": device,
         "reparameterize": choices.reparameterize,
         "seed": choices.seed if choices.reparameterize else 0,
+        # A name of the catalogue stands for fixed files; what lies in a folder may change.
+        "content": None if name.lower() in catalogue() or source.kind == "hub" else fingerprint(source)[:16],
     }
     return validated(ModelSpec, values, "model"), source.family
 
 
 def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise InputError(f"device {device!r} is unknown; use cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise InputError(f"device {device!r} is unknown; use cpu, cuda or cuda:N")
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA device; use --device cpu")
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
 
 
 def _evaluations(
     experiment: Experiment, choices: Choices, profile: Profile, sources: str
 ) -> tuple[EvaluationSpec, ...]:
+    corpora = choices.corpora or experiment.corpora
+    shown: dict[str, str] = {}
+    for corpus in corpora:
+        if shown.setdefault(dataset_name(corpus), corpus) != corpus or corpora.count(corpus) > 1:
+            other = shown[dataset_name(corpus)]
+            raise InputError(
+                f"corpora {other!r} and {corpus!r} have one name in the table; rename one, or leave it out"
+            )
     windows = choices.windows if choices.windows is not None else profile.windows
-    context = choices.context or 2048
-    return tuple(
-        validated(
-            EvaluationSpec,
-            {"corpus": resolve_corpus(corpus, sources), "context": context, "windows": windows},
-            f"evaluation on {corpus!r}",
-        )
-        for corpus in choices.corpora or experiment.corpora
-    )
+    context = 2048 if choices.context is None else choices.context
+    evaluations = []
+    for corpus in corpora:
+        found = resolve_corpus(corpus, sources, "test")
+        values = {
+            "corpus": found,
+            "context": context,
+            "windows": windows,
+            "content": local_checksum(found, "test"),
+        }
+        evaluations.append(validated(EvaluationSpec, values, f"evaluation on {corpus!r}"))
+    return tuple(evaluations)
 
 
 def _calibration(choices: Choices, profile: Profile, sources: str) -> CalibrationSpec:
-    corpus = choices.calibration_corpus or profile.calibration.corpus
+    corpus = resolve_corpus(choices.calibration_corpus or profile.calibration.corpus, sources, "train")
     samples = choices.calibration_samples
     values = {
-        "corpus": resolve_corpus(corpus, sources),
+        "corpus": corpus,
         "samples": profile.calibration.samples if samples is None else samples,
-        "context": choices.context or profile.calibration.context,
+        "context": profile.calibration.context if choices.context is None else choices.context,
         "seed": choices.seed,
+        "content": local_checksum(corpus, "train"),
     }
     return validated(CalibrationSpec, values, "calibration")
 
@@ -184,6 +203,13 @@ def _run_spec(
         calibration=None if quantizer.needs == "nothing" else calibration,
         evaluations=evaluations,
     )
+
+
+def _row_note(row: Row, family: str, overrides: dict[str, Any]) -> str:
+    """What a reader of the row must know: the settings that were chosen for it, and the row's own note."""
+    notes = [f"the paper's settings for the {family} family"] if row.options.get("preset") == "family" else []
+    notes += [f"{key}={value} in this profile" for key, value in overrides.items() if key not in row.options]
+    return "; ".join([*notes, row.note] if row.note else notes)
 
 
 def _row(row: Row, model: str, key: str | None, note: str) -> PlannedRow:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.calibration import BlockStream
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
 from methods import LayerContext, LayerStatistics, QuantizationMethod
 from methods.hessian import proxy_loss
@@ -152,7 +152,10 @@ def _quantize_layers(
         context = LayerContext(blocks.name(index, name), index, len(blocks.blocks))
         seen = statistics.get(name)
         start = time.perf_counter()
-        packed = method.quantize_linear(linear.weight, seen, context)
+        try:
+            packed = method.quantize_linear(linear.weight, seen, context)
+        except NumericalError as error:
+            raise NumericalError(f"{context.name}: {error}") from error
         seconds = time.perf_counter() - start
         hessian = None if seen is None else seen.hessian
         result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
@@ -207,13 +210,15 @@ def _log(
 ) -> LayerLog:
     """Check what a method returned and note how good it is."""
     if not isinstance(packed, PackedWeight):
-        raise InputError(f"method {method.name!r} returned {type(packed).__name__} for {context.name}, no PackedWeight")
+        raise NumericalError(
+            f"method {method.name!r} returned {type(packed).__name__} for {context.name}, no PackedWeight"
+        )
     original, decoded = weight.detach().float(), packed.decode()
     if decoded.shape != original.shape:
         shapes = f"{tuple(decoded.shape)} for {context.name} {tuple(original.shape)}"
-        raise InputError(f"method {method.name!r} returned {shapes}")
+        raise NumericalError(f"method {method.name!r} returned {shapes}")
     if not torch.isfinite(decoded).all():
-        raise InputError(f"method {method.name!r} returned NaN or infinity for {context.name}")
+        raise NumericalError(f"method {method.name!r} returned NaN or infinity for {context.name}")
     energy = float(original.square().sum(dtype=torch.float64))
     error = float((original - decoded).square().sum(dtype=torch.float64))
     nominal = method.nominal_bits(packed)

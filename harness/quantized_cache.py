@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def entry_folder(key: str) -> Path:
     return cache_folder("quantized") / key
 
 
-def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any]] | None:
-    """The cached weights and their phases, or None. A damaged entry is dropped."""
+def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any], int] | None:
+    """The cached weights, their phases and the size of the packed file, or None. A damaged entry is dropped."""
     folder = entry_folder(key)
     described = folder / "quantized.json"
     if not described.is_file():
@@ -41,17 +42,17 @@ def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any]] | None:
         stored = load_packed(folder / "packed.safetensors")
         layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
         packed = {layer.name: stored[layer.name] for layer in layers}  # in model order again
-        phases = content["phases"]
+        phases, file_bytes = content["phases"], int(content["file_bytes"])
         folded = load_file(folder / "folded.safetensors") if content["folded"] else {}
     except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    os.utime(folder)  # used now: `_prune` goes by it
-    return QuantizedModel(packed, layers, folded), phases
+    os.utime(described)  # used now: `_prune` goes by it
+    return QuantizedModel(packed, layers, folded), phases, file_bytes
 
 
-def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> None:
-    """Keep `quantized` under `key`."""
+def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> int:
+    """Keep `quantized` under `key`; returns the size of the packed file in bytes."""
     folder = entry_folder(key)
     size = sum(weight.nbytes() for weight in quantized.packed.values())
     require_space(folder.parent, size + 1_000_000, "quantized weights")
@@ -64,20 +65,17 @@ def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) 
         "folded": sorted(quantized.folded),
         "phases": phases,
     }
-    write_text(folder / "quantized.json", json.dumps(content))
+    size = (folder / "packed.safetensors").stat().st_size
+    write_text(folder / "quantized.json", json.dumps({**content, "file_bytes": size}))
     _prune(keep=folder)
-
-
-def packed_file_size(key: str) -> int:
-    """Bytes of the packed file on disk."""
-    return (entry_folder(key) / "packed.safetensors").stat().st_size
+    return size
 
 
 def _prune(keep: Path) -> None:
-    limit = float(os.environ.get("SAGEBENCH_CACHE_GB", _DEFAULT_GB)) * 1e9
+    limit = cache_limit()
     entries = sorted(
         (folder for folder in keep.parent.iterdir() if folder != keep and folder.is_dir()),
-        key=lambda folder: folder.stat().st_mtime,
+        key=_last_used,
         reverse=True,
     )
     used = _size(keep)
@@ -87,5 +85,29 @@ def _prune(keep: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def cache_limit() -> float:
+    """Bytes that the cache may take."""
+    asked = os.environ.get("SAGEBENCH_CACHE_GB", str(_DEFAULT_GB))
+    try:
+        limit = float(asked) * 1e9
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise InputError(f"SAGEBENCH_CACHE_GB={asked!r}; it must be a number of gigabytes, 0 or more")
+    return limit
+
+
+def _last_used(folder: Path) -> float:
+    """Time of last use; 0 for a folder that another process has just removed, or never finished."""
+    try:
+        return (folder / "quantized.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*"))
+    total = 0
+    for file in folder.glob("*"):
+        with suppress(OSError):  # another process may be pruning too
+            total += file.stat().st_size
+    return total

@@ -73,7 +73,14 @@ def _problem(record: Any, key: str) -> str | None:
     if record.get("key") != key:
         return f"holds key {record.get('key')!r}"
     missing = [part for part in ("spec", "metrics", "ledger", "environment") if part not in record]
-    return f"no {missing[0]!r}" if missing else None
+    if missing:
+        return f"no {missing[0]!r}"
+    metrics, ledger = record["metrics"], record["ledger"]
+    if not (
+        isinstance(metrics, list) and all(isinstance(m, dict) and {"metric", "value"} <= m.keys() for m in metrics)
+    ):
+        return "metrics without their values"
+    return None if isinstance(ledger, dict) and "payload_bits" in ledger else "a ledger without its bits"
 
 
 def _now() -> str:

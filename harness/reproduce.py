@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from harness.cache import require_space
 from harness.claims import load_claims
-from harness.estimate import available_memory, estimate
+from harness.estimate import estimate
 from harness.experiments import load_experiment
 from harness.planning import Choices, Plan, plan_table
+from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import plan_path, render_plan
 from harness.sweep import sweep
-from kernels.errors import InputError
-
-_RECORD_BYTES = 20_000_000
 
 
 def run_experiment(name: str, arguments: argparse.Namespace) -> int:
@@ -31,12 +27,12 @@ def run_experiment(name: str, arguments: argparse.Namespace) -> int:
         _show_plan(plan, store, console)
         return 0
     load_claims()  # a damaged claims file is found now, not after an hour of runs
-    _check_room(plan, arguments.out, store, force=arguments.force)
-    try:
-        outcome = sweep(plan.runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh)
-    finally:
-        # An interrupted table shows what there is; the next start completes it.
-        plan.table.save(plan_path(arguments.out, plan.table.name))
+    check_output(arguments.out, store)
+    check_methods(plan, store)
+    check_memory(plan, store, asked_for=bool(arguments.model), force=arguments.force)
+    # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
+    plan.table.save(plan_path(arguments.out, plan.table.name))
+    outcome = sweep(plan.runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
     for path in render_plan(plan.table, arguments.out, console):
@@ -83,20 +79,6 @@ def _show_plan(plan: Plan, store: RecordStore, console: Console) -> None:
     for row in plan.table.rows:
         if row.run_key is None and row.note == "method not registered":
             console.print(f"not run: {row.label} ({row.setting}): {row.note}", markup=False)
+    for warning in store.warnings:
+        console.print(f"warning: {warning}", markup=False, style="yellow")
     console.print(f"to do: about {seconds / 60:.0f} minutes (an estimate, within a factor of two)")
-
-
-def _check_room(plan: Plan, out: Path, store: RecordStore, *, force: bool) -> None:
-    """Refuse what cannot work before anything long begins: an unwritable or full disk, too little memory."""
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
-    require_space(store.folder, _RECORD_BYTES, "records")
-    for spec in plan.runs:
-        cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
-        if cost > free and not force and store.load(spec.key) is None:
-            raise InputError(
-                f"{spec.describe()} needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
-                "--force runs it all the same"
-            )

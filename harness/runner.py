@@ -8,15 +8,16 @@ from functools import partial
 from typing import Any
 
 from harness.calibration import check_sample_size
+from harness.catalog import models
 from harness.corpora import Text, calibration_windows, dataset_name, load_text, tokenize
-from harness.environment import code_fingerprint, environment_record
+from harness.environment import environment_record, quantization_fingerprint
 from harness.ledger import build_ledger
 from harness.metrics.perplexity import cut_windows, perplexity
 from harness.metrics.phases import Phases
 from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
-from harness.quantized_cache import load_quantized, packed_file_size, save_quantized
+from harness.quantized_cache import load_quantized, save_quantized
 from harness.spec import EvaluationSpec, RunSpec
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
@@ -25,6 +26,7 @@ from methods import QuantizationMethod, create_method
 Progress = Callable[[int, int, str], None]
 
 UNQUANTIZED = "fp16"
+_ANCHOR_TOLERANCE = 0.02
 
 
 class NoOpError(RuntimeError):
@@ -56,10 +58,11 @@ def run(
         )
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
+        _check_contexts(spec, loaded)
         texts = [_evaluation_text(evaluation, loaded) for evaluation in spec.evaluations]
         calibration = _calibration(spec, method, loaded)
 
-    quantized, key, cached = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
+    quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
@@ -92,11 +95,11 @@ def run(
         },
         "metrics": metrics,
         "reference": reference_entry,
-        "ledger": build_ledger(loaded.model, quantized, packed_file_size(key)),
+        "ledger": build_ledger(loaded.model, quantized, origin["file_bytes"]),
         "layers": [layer.as_record() for layer in quantized.layers],
         "phases": phases.measured,
-        "quantization": {"key": key, "from_cache": cached},
-        "warnings": _warnings(quantized, spec),
+        "quantization": origin,
+        "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
     }
 
 
@@ -107,6 +110,7 @@ def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
 def _evaluation_text(evaluation: EvaluationSpec, loaded: LoadedModel) -> tuple[Text, Any]:
     text = load_text(evaluation.corpus, evaluation.split)
     ids = tokenize(text, loaded.tokenizer)
+    _check_vocabulary(ids, loaded)
     try:
         cut_windows(ids, evaluation.context)
     except InputError as error:
@@ -123,7 +127,29 @@ def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel)
     check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
     text = load_text(spec.calibration.corpus, spec.calibration.split)
     asked = spec.calibration
-    return text, calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
+    windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
+    _check_vocabulary(windows, loaded)
+    return text, windows
+
+
+def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
+    """Beyond its positions a model fails, or its numbers mean nothing."""
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    asked = [part.context for part in (*spec.evaluations, spec.calibration) if part is not None]
+    if positions is not None and max(asked, default=0) > positions:
+        raise InputError(
+            f"context {max(asked)} is longer than the {positions} positions of model {spec.model.name!r}; "
+            f"use --context {positions} or less"
+        )
+
+
+def _check_vocabulary(ids: Any, loaded: LoadedModel) -> None:
+    known = loaded.model.get_input_embeddings().num_embeddings
+    if ids.numel() and int(ids.max()) >= known:
+        raise InputError(
+            f"the tokenizer of model {loaded.source.name!r} gives token {int(ids.max())}, but the model has a "
+            f"vocabulary of {known}; give the tokenizer that the model was trained with"
+        )
 
 
 def _quantize(
@@ -134,21 +160,26 @@ def _quantize(
     phases: Phases,
     fresh: bool,
     progress: Progress,
-) -> tuple[QuantizedModel, str, bool]:
-    """The quantized weights, installed in the model: from the cache, or made now and kept there."""
+) -> tuple[QuantizedModel, dict[str, Any]]:
+    """The quantized weights, installed in the model, and where they come from: the cache, or made now and kept there.
+
+    The unquantized model is not kept: it is made at once, and would be by far the largest entry.
+    """
     text_hash = "" if calibration is None else calibration[0].sha256
-    key = spec.quantization_key(loaded.sha256, text_hash, code_fingerprint())
+    key = spec.quantization_key(loaded.sha256, text_hash, quantization_fingerprint())
     cached = None if fresh else load_quantized(key)
     if cached is not None:
-        quantized, earlier = cached
+        quantized, earlier, size = cached
         install(loaded.model, quantized)
         phases.measured.update(earlier)
-        return quantized, key, True
+        return quantized, {"key": key, "from_cache": True, "file_bytes": size}
     with phases.measure("quantize"):
         windows = None if calibration is None else calibration[1]
         quantized = quantize_model(loaded.model, method, windows, progress)
-    save_quantized(key, quantized, {"quantize": phases.measured["quantize"]})
-    return quantized, key, False
+    if method.name == UNQUANTIZED:
+        return quantized, {"key": key, "from_cache": False, "file_bytes": None}
+    size = save_quantized(key, quantized, {"quantize": phases.measured["quantize"]})
+    return quantized, {"key": key, "from_cache": False, "file_bytes": size}
 
 
 def _starts_with_bos(ids: Any, tokenizer: Any) -> bool:
@@ -184,3 +215,17 @@ def _warnings(quantized: QuantizedModel, spec: RunSpec) -> list[str]:
     if not retried:
         return []
     return [f"{len(retried)} layers needed more damping than asked for, the first is {retried[0]} (see layers.facts)"]
+
+
+def _anchor_warnings(spec: RunSpec, metrics: list[dict[str, Any]]) -> list[str]:
+    """The unquantized model on all of WikiText-2 must agree with what everybody publishes for it."""
+    entry = models().get(spec.model.name)
+    if entry is None or entry.anchor is None or spec.method.name != UNQUANTIZED:
+        return []
+    return [
+        f"unquantized perplexity {metric['value']:.3f} on wikitext2 is not the published {entry.anchor:.2f}"
+        for metric in metrics
+        if (metric["dataset"], metric["context"]) == ("wikitext2", 2048)
+        and metric["windows"] == metric["windows_available"]
+        and abs(metric["value"] - entry.anchor) > _ANCHOR_TOLERANCE
+    ]

@@ -23,6 +23,8 @@ class ModelSpec(Spec):
     reparameterize: bool = False
     seed: int = Field(0, ge=0)
     """Seed of the reparameterization; without it always 0."""
+    content: str | None = None
+    """Checksum of the weight files of a folder or file of the user's: other content is another run."""
 
 
 class MethodSpec(Spec):
@@ -37,6 +39,8 @@ class CalibrationSpec(Spec):
     samples: int = Field(128, ge=1)
     context: int = Field(2048, ge=2)
     seed: int = Field(0, ge=0)
+    content: str | None = None
+    """Checksum of the text, where it comes from a local file."""
 
 
 class EvaluationSpec(Spec):
@@ -46,6 +50,8 @@ class EvaluationSpec(Spec):
     context: int = Field(2048, ge=2)
     windows: int | None = Field(None, ge=1)
     """How many windows from the start of the text; None for all."""
+    content: str | None = None
+    """Checksum of the text, where it comes from a local file."""
 
 
 class RunSpec(Spec):

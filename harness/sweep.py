@@ -69,7 +69,8 @@ def sweep(
                 progress=reporter.progress,
             )
             store.save(spec.key, record)
-        except InputError:
+        except (InputError, KeyboardInterrupt):
+            reporter.end(spec, "stopped", None)
             raise
         except OSError as error:
             if error.errno == errno.ENOSPC:

@@ -1,8 +1,8 @@
-"""The one exception for bad input.
+"""Exceptions that every floor shares: bad input, and a computation that failed on good input.
 
 Every floor raises `InputError` for something the user can put right: an unknown name, a value out of
-range, a damaged file. The command line turns it into one line on stderr and exit code 2. Any other exception
-is a bug in this project and keeps its traceback.
+range, a damaged file. The command line turns it into one line on stderr and exit code 2. `NumericalError` and whatever
+else a run raises is kept as that run's failure, and the other runs go on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Input that cannot be used: the message names the thing, its value, and what would be right."""
+
+
+class NumericalError(RuntimeError):
+    """A computation that ran into NaN, infinity or a singular matrix: the run fails, the next one may not."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,12 +15,13 @@ from kernels.layouts import PackedWeight
 class BlockView:
     """A decoder block and what calibration puts in front of it.
 
-    hidden: [samples, tokens, hidden], the block's inputs. arguments: keyword arguments of its forward pass. linears:
-    its linear layers by their name inside it.
+    hidden: [samples, tokens, hidden], the block's inputs. extra, arguments: what its forward pass is
+    handed besides them, by position and by keyword. linears: its linear layers by their name inside it.
     """
 
     block: nn.Module
     hidden: Tensor
+    extra: tuple[Any, ...]
     arguments: dict[str, Any]
     linears: dict[str, nn.Linear]
 
@@ -28,7 +29,7 @@ class BlockView:
     def run(self, sample: int) -> Tensor:
         """Output [1, tokens, hidden] of the block for one sample, as its weights are now."""
         device = next(self.block.parameters()).device
-        output = self.block(self.hidden[sample : sample + 1].to(device), **self.arguments)
+        output = self.block(self.hidden[sample : sample + 1].to(device), *self.extra, **self.arguments)
         return output[0] if isinstance(output, tuple) else output
 
 

@@ -49,8 +49,9 @@ class Gptq(UniformMethod):
 
         order = None
         if config.act_order:
-            # The released code orders by the diagonal before dead inputs and damping are dealt with.
-            order = torch.argsort(statistics.hessian.diagonal(), descending=True)
+            # As in the released code, dead inputs rank with a diagonal of 1.
+            diagonal = statistics.hessian.diagonal()
+            order = torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
             permuted = LayerStatistics.from_hessian(statistics.hessian[order][:, order])
             factor = permuted.inverse_factor(config.damping)
         else:
@@ -62,10 +63,12 @@ class Gptq(UniformMethod):
             dead[order] = factor.dead
         else:
             dead = factor.dead
-        weight[:, dead] = 0
         context.facts["dead_columns"] = int(dead.sum())
 
         groups = _Groups(self, group_size, columns)
+        if config.faithful and group_size == columns:
+            groups.fit_all(weight)  # the released code fits a whole row before it zeroes dead inputs
+        weight[:, dead] = 0
         if config.static_groups:
             groups.fit_all(weight)
         if order is not None:
@@ -90,13 +93,15 @@ class _Groups:
         self._scale_dtype = method.scale_dtype
         self._group_size = group_size
         self._columns = columns
-        self._static = method.config.static_groups
+        self._static = False
         self._grids: list[Grid] = []
         self._codes: list[Tensor] = []
         self._scale = self._zero = torch.empty(0)
         self.order: Tensor | None = None
 
     def fit_all(self, weight: Tensor) -> None:
+        """Fit every group now, on `weight` [m, n] in its original column order; nothing is fitted later."""
+        self._static = True
         self._grids = [self._fit(group) for group in weight.split(self._group_size, dim=1)]
 
     def begin_column(self, column: int, columns: WorkingColumns) -> None:

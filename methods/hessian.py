@@ -11,7 +11,7 @@ import scipy.linalg.blas as blas
 import torch
 from torch import Tensor
 
-from kernels.errors import InputError
+from kernels.errors import NumericalError
 
 # When the factorization fails the damping is raised tenfold, at most this often; the released code stops instead.
 _MAX_RETRIES = 5
@@ -67,10 +67,10 @@ def damped(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 def factorize(hessian: Tensor, damping: float) -> InverseFactor:
     """Damp `hessian` [n, n] and factorize its inverse.
 
-    Raises InputError if the Hessian holds NaN or infinity, or is not positive definite at any damping tried.
+    Raises NumericalError if the Hessian holds NaN or infinity, or is not positive definite at any damping tried.
     """
     if not torch.isfinite(hessian).all():
-        raise InputError("the Hessian holds NaN or infinity: the calibration activations overflowed")
+        raise NumericalError("the Hessian holds NaN or infinity: the calibration activations overflowed")
     for attempt in range(_MAX_RETRIES + 1):
         used = damping * 10**attempt
         matrix, dead = damped(hessian, used)
@@ -80,7 +80,7 @@ def factorize(hessian: Tensor, damping: float) -> InverseFactor:
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed and torch.isfinite(upper).all():
             return InverseFactor(upper, dead, used)
-    raise InputError(
+    raise NumericalError(
         f"the Hessian is not positive definite even with damping={used:g}; calibrate on more text or raise `damping`"
     )
 

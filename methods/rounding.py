@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.errors import InputError
+from kernels.errors import NumericalError
 
 
 def store(constants: Tensor, dtype: torch.dtype) -> Tensor:
-    """`constants` in the dtype they are stored in. Raises InputError if one overflows."""
+    """`constants` in the dtype they are stored in. Raises NumericalError if one overflows."""
     stored = constants.to(dtype)
     if not torch.isfinite(stored).all():
         worst = float(constants.abs().max())
         name = str(dtype).removeprefix("torch.")
-        raise InputError(f"a constant of {worst:g} cannot be stored in {name}; use scale_dtype='float32' or 'bfloat16'")
+        raise NumericalError(
+            f"a constant of {worst:g} cannot be stored in {name}; use scale_dtype='float32' or 'bfloat16'"
+        )
     return stored
 
 

@@ -40,6 +40,8 @@ class ModelEntry(Entry):
     parameters: int
     linear_parameters: int
     claims: str | None = None
+    anchor: float | None = None
+    """Published WikiText-2 perplexity of the unquantized model at context 2048."""
     hub: str | None = None
     asset: AssetFile | None = None
 

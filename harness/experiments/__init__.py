@@ -24,6 +24,7 @@ class Row(_Data):
     setting: str
     label: str
     options: dict[str, Any] = {}
+    note: str = ""
 
 
 class Experiment(_Data):

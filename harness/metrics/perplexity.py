@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 
 # Rows of logits whose loss is computed at once: the temporaries stay in cache, and are small for large vocabularies.
 _ROWS = 256
@@ -24,11 +24,11 @@ _ROWS = 256
 @dataclass(frozen=True)
 class Perplexity:
     """value: perplexity. nll: mean negative log-likelihood in nats a token; nll_stderr: its standard error over
-    windows. tokens: targets scored. dtype: of the logits; the loss is float32 in any case."""
+    windows, None for a single one. tokens: targets scored. dtype: of the logits; the loss is float32 in any case."""
 
     value: float
     nll: float
-    nll_stderr: float
+    nll_stderr: float | None
     tokens: int
     windows: int
     windows_available: int
@@ -88,12 +88,12 @@ def perplexity(
         progress(len(losses), len(windows))
     mean = sum(losses) / len(losses)
     if not math.isfinite(mean):
-        raise InputError("the model's loss is not finite: its logits overflow; try --dtype float32 or bfloat16")
+        raise NumericalError("the model's loss is not finite: its logits overflow; try --dtype float32 or bfloat16")
     variance = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
     return Perplexity(
         value=math.exp(min(mean, 700.0)),
         nll=mean,
-        nll_stderr=math.sqrt(variance / len(losses)) if len(losses) > 1 else 0.0,
+        nll_stderr=math.sqrt(variance / len(losses)) if len(losses) > 1 else None,
         tokens=len(losses) * (context - 1),
         windows=len(losses),
         windows_available=ids.numel() // context,

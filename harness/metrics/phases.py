@@ -21,15 +21,16 @@ class Phases:
     """Collects `{phase: {"seconds": ..., "peak_bytes": ..., ...}}` for a record."""
 
     def __init__(self, device: str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
+        self._cuda = self._device.type == "cuda"
         self.measured: dict[str, dict[str, Any]] = {}
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
         """Time the body as `phase`; a phase entered twice adds its seconds and keeps its larger peak."""
         if self._cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
         sampler = _ResidentSampler()
         start = time.perf_counter()
         sampler.start()
@@ -37,13 +38,13 @@ class Phases:
             yield
         finally:
             if self._cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self._device)
             seconds = time.perf_counter() - start
             entry = {"seconds": seconds, "peak_resident_bytes": sampler.stop()}
             if self._cuda:
-                entry["peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
-                entry["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
-                entry.update(_nvml())
+                entry["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(self._device)
+                entry["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self._device)
+                entry.update(_nvml(self._device))
             entry["peak_bytes"] = entry["peak_allocated_bytes" if self._cuda else "peak_resident_bytes"]
             before = self.measured.get(phase, {})
             self.measured[phase] = {
@@ -52,11 +53,11 @@ class Phases:
             }
 
 
-def _nvml() -> dict[str, int]:
+def _nvml(device: torch.device) -> dict[str, int]:
     """Bytes in use on the whole device, by all processes; nothing where NVML's Python package is missing."""
     try:
-        return {"device_used_bytes": torch.cuda.device_memory_used()}
-    except (ModuleNotFoundError, RuntimeError):
+        return {"device_used_bytes": torch.cuda.device_memory_used(device)}
+    except Exception:  # NVML has exceptions of its own, in a package that may be missing
         return {}
 
 

@@ -71,12 +71,13 @@ def load_model(
     sha256, precision = fingerprint(source), source_precision(source)
     folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32 if reparameterized else DTYPES[dtype],
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -104,6 +105,8 @@ def _round_unquantized(model: Any, dtype: torch.dtype) -> None:
     quantized = {id(linear.weight) for linear in model_linears(model).values()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in quantized:
+            if not torch.isfinite(parameter).all():
+                raise InputError(f"parameter {name} holds NaN or infinity")
             rounded = parameter.to(dtype)
             if not torch.isfinite(rounded).all():
                 raise InputError(f"parameter {name} does not fit in {str(dtype).removeprefix('torch.')}")

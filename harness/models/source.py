@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,29 +79,82 @@ def download(source: ModelSource) -> ModelSource:
     if source.kind != "hub":
         return source
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
     hub_id = source.hub_id or source.name
     try:
-        folder = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
-        complete = any(Path(folder).glob("*.safetensors"))
-    except LocalEntryNotFoundError:
-        complete = False
-    if not complete:
-        require_hub(f"model {source.name!r}", hub_id, "--model with a local folder")
-        folder = snapshot_download(hub_id, allow_patterns=patterns)
+        try:
+            folder = snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True)
+            complete = _is_complete(Path(folder))
+        except LocalEntryNotFoundError:
+            complete = False
+        if not complete:
+            require_hub(f"model {source.name!r}", hub_id, "--model with a local folder")
+            folder = snapshot_download(hub_id, allow_patterns=patterns, revision=_safetensors_revision(hub_id))
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {source.name!r} cannot be fetched from the hub ({reason})") from error
     return ModelSource(source.name, "folder", Path(folder), hub_id, _check_folder(Path(folder)))
+
+
+def _is_complete(folder: Path) -> bool:
+    """True if a cached snapshot holds its configuration and every shard."""
+    files = {file.name for file in folder.glob("*.safetensors")}
+    return (folder / "config.json").is_file() and bool(files) and _shards(folder) <= files
+
+
+def _safetensors_revision(hub_id: str) -> str | None:
+    """The revision of a hub model that has safetensors: None for its main branch, or the hub's own conversion.
+
+    Older models (OPT) keep pickled weights on their main branch; the hub's conversion bot has opened a pull request
+    with the same weights as safetensors, which can be fetched as a revision.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    if any(name.endswith(".safetensors") for name in hub.list_repo_files(hub_id)):
+        return None
+    requests = hub.get_repo_discussions(hub_id, author="SFconvertbot", discussion_type="pull_request")
+    return next((f"refs/pr/{request.num}" for request in requests if "safetensors" in request.title), None)
+
+
+def _shards(folder: Path) -> set[str]:
+    """Names of the weight files that a folder's index asks for; empty without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return set()
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is damaged ({error})") from error
 
 
 def fingerprint(source: ModelSource) -> str:
     """sha256 over the content of the weight files (and over their names, where there are several)."""
     if source.kind == "gguf":
-        return sha256_of(source.path)
+        return _sha256(source.path, source.path.stat().st_mtime_ns)
     digest = hashlib.sha256()
     for file in sorted(source.path.glob("*.safetensors")):
-        digest.update(file.name.encode() + b"\0" + sha256_of(file).encode() + b"\n")
+        digest.update(file.name.encode() + b"\0" + _sha256(file, file.stat().st_mtime_ns).encode() + b"\n")
     return digest.hexdigest()
+
+
+@cache
+def _sha256(file: Path, modified: int) -> str:
+    """The checksum of a file as it was at the time `modified`: read once a process, however many runs ask for it."""
+    return sha256_of(file)
+
+
+def _checksum(file: Path) -> str:
+    """sha256 of a file, computed once as long as its size and time stay the same."""
+    found = file.stat()
+    return _checksum_of(file, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _checksum_of(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
 
 
 def source_precision(source: ModelSource) -> SourcePrecision:
@@ -124,16 +178,27 @@ def linear_weights(source: ModelSource) -> tuple[int, int]:
 
     A hub model that is not in the catalogue counts as (0, 0): nothing is known before it is fetched.
     """
+    shapes = tensor_shapes(source)
+    return sum(map(math.prod, shapes.values())), sum(map(math.prod, block_matrices(shapes).values()))
+
+
+def block_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Of `tensor_shapes`, the matrices inside decoder blocks: [out_features, in_features]."""
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and _NUMBERED.search(name)}
+
+
+def tensor_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
+    """Shapes of a local model's tensors by name, from the headers of its files; empty for a hub model."""
     sizes: list[tuple[str, tuple[int, ...]]] = []
     if source.kind == "gguf":
-        sizes = [(tensor.name, tuple(int(s) for s in tensor.shape)) for tensor in open_gguf(source.path).tensors]
+        # GGUF lists the fastest axis first.
+        tensors = open_gguf(source.path).tensors
+        sizes = [(tensor.name, tuple(int(size) for size in reversed(tensor.shape))) for tensor in tensors]
     elif source.kind == "folder":
         for file in source.path.glob("*.safetensors"):
             with safe_open(file, framework="np") as opened:
                 sizes += [(key, tuple(opened.get_slice(key).get_shape())) for key in opened.keys()]  # noqa: SIM118
-    counted = [(name, math.prod(shape), len(shape)) for name, shape in sizes]
-    in_blocks = sum(count for name, count, axes in counted if axes == 2 and _NUMBERED.search(name))
-    return sum(count for _, count, _ in counted), in_blocks
+    return dict(sizes)
 
 
 def open_gguf(path: Path) -> Any:
@@ -192,15 +257,9 @@ def _check_folder(folder: Path) -> str:
         pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         hint = f"; {pickled[0].name} is a pickle and is never read, convert it to safetensors" if pickled else ""
         raise InputError(f"model folder {folder} has no weights (*.safetensors){hint}")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{index} is damaged ({error})") from error
-        missing = sorted(wanted - {file.name for file in files})
-        if missing:
-            raise InputError(f"model folder {folder}: shard {missing[0]} is missing")
+    missing = sorted(_shards(folder) - {file.name for file in files})
+    if missing:
+        raise InputError(f"model folder {folder}: shard {missing[0]} is missing")
     for file in files:
         try:
             with safe_open(file, framework="np"):

@@ -38,4 +38,6 @@ def render_plan(plan: TablePlan, out: Path, console: Console | None = None) -> l
     claims = load_claims()
     paths = write_table(plan, records, claims, out / "tables")
     show_table(plan, records, claims, console)
+    for warning in store.warnings:
+        (console or Console()).print(f"warning: {warning}", markup=False, style="yellow")
     return paths

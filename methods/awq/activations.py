@@ -17,10 +17,21 @@ class Activations:
     """What the modules of a block see on the samples of the search, recorded in one pass of the unquantized block."""
 
     def __init__(self, view: BlockView, samples: int) -> None:
-        self._inputs: dict[str, list[Tensor]] = {name: [] for name in view.linears}
+        inputs: dict[str, list[Tensor]] = {}
+        # Layers that are handed the same tensor (q, k, v) share one recording, under the name of the first.
+        self._leader: dict[str, str] = {}
+        seen: dict[str, Tensor] = {}
+
+        def record(name: str, x: Tensor) -> None:
+            leader = next((other for other, tensor in seen.items() if tensor is x), name)
+            self._leader.setdefault(name, leader)
+            seen[name] = x
+            if self._leader[name] == name:
+                inputs.setdefault(name, []).append(x.detach().reshape(-1, x.shape[-1]).clone())
+
         self._calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]] = {}
         handles = [
-            linear.register_forward_pre_hook(lambda _, args, name=name: self._inputs[name].append(_flat(args[0])))
+            linear.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
             for name, linear in view.linears.items()
         ]
         inspected = {pair.inspected for pair in PAIRS} - view.linears.keys()
@@ -35,25 +46,26 @@ class Activations:
                     )
                 )
         for sample in range(samples):
+            seen.clear()
             view.run(sample)
         for handle in handles:
             handle.remove()
-        self._joined = {name: torch.cat(parts).float() for name, parts in self._inputs.items() if parts}
+        self._joined = {name: torch.cat(inputs.pop(name)) for name in list(inputs)}
 
     def inputs(self, name: str) -> Tensor:
         """Inputs [tokens, in_features] of a linear layer, as folding has left them."""
-        return self._joined[name]
+        return self._joined[self._leader[name]].float()
 
     def divide(self, readers: tuple[str, ...], scales: Tensor) -> None:
-        """Account for scales that were folded into the operation before `readers`."""
-        for name in readers:
-            self._joined[name] = self._joined[name] / scales
+        """Account for scales that were folded into the operation before `readers`, which share their input."""
+        leader = self._leader[readers[0]]
+        self._joined[leader] = (self._joined[leader].float() / scales).to(self._joined[leader].dtype)
 
     def loss(self, name: str, module: Any) -> Callable[[], float]:
         """A function that gives the mean squared change of the module's output since this call's recording."""
         if isinstance(module, nn.Linear):
             # For a single layer the mean squared change is exactly tr(D X^T X D^T) / size: no forward pass needed.
-            inputs = self._joined[name]
+            inputs = self.inputs(name)
             gram = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
             accumulate(gram, inputs)
             before = module.weight.detach().float().clone()
@@ -72,10 +84,6 @@ class Activations:
             return total
 
         return from_calls
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.detach().reshape(-1, x.shape[-1]).clone()
 
 
 def _first(output: Any) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
 from methods.awq.activations import Activations
 from methods.awq.pairs import PAIRS, Pair, divide, foldable, unquantized
@@ -24,11 +24,18 @@ _CLIPS = tuple(1 - i / 20 for i in range(10))
 _CLIP_TOKENS = 512
 # Queries and keys are not clipped: their product is sensitive to outliers.
 _UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
+# Folding must not change the block's function: the change of its output, relative to what the block adds to its input,
+# above which a pair is left alone. Stored norm gains are rounded to `scale_dtype`, so the change is never exactly zero:
+# a few units of that rounding are allowed.
+_FOLD_ROUNDINGS = 3
+_FOLD_TOLERANCE = 1e-3
 
 
 class AwqConfig(UniformConfig):
     search_tokens: int = Field(
-        0, ge=0, description="tokens (whole samples) that the scale search looks at; 0: all calibration tokens"
+        65536,
+        ge=0,
+        description="tokens (whole samples) that the scale search looks at, the authors' 128 x 512; 0: all there are",
     )
 
 
@@ -62,18 +69,17 @@ class Awq(UniformMethod):
         folded: list[str] = []
         for pair in PAIRS:
             modules = dict(view.block.named_modules())
-            if all(name in modules for name in (pair.before, *pair.readers)) and foldable(modules, pair):
+            if foldable(modules, pair):
                 ratio = self._scale(view, pair, modules, seen)
-                folded += unquantized(pair, modules)
                 for reader in pair.readers:
                     contexts[reader].facts["ratio"] = ratio
+                if ratio is not None:
+                    folded += unquantized(pair, modules)
         packed, targets = {}, {}
         for name, linear in view.linears.items():
             weight, context = self._prepare(linear.weight, contexts[name])
             targets[name] = weight
-            clipped = (
-                weight if any(mark in name for mark in _UNCLIPPED) else self._clip(weight, seen.inputs(name), context)
-            )
+            clipped = weight if _is_query_or_key(name) else self._clip(weight, seen.inputs(name), context)
             packed[name] = self._pack(clipped)
         return BlockResult(packed, targets, tuple(dict.fromkeys(folded)))
 
@@ -95,8 +101,11 @@ class Awq(UniformMethod):
         group_size = resolve_group_size(self.config.group_size, weight.shape[1])
         return pack_groups(self._round(weight, group_size), self.config)
 
-    def _scale(self, view: BlockView, pair: Pair, modules: dict[str, Any], seen: Activations) -> float:
-        """Search the exponent of one pair and fold the scales; returns the exponent."""
+    def _scale(self, view: BlockView, pair: Pair, modules: dict[str, Any], seen: Activations) -> float | None:
+        """Search the exponent of one pair and fold the scales; returns the exponent.
+
+        None: the block does not compute what the pair says, folding changed its output, and was undone.
+        """
         readers = [modules[name] for name in pair.readers]
         original = [linear.weight.detach().clone() for linear in readers]
         magnitude = seen.inputs(pair.readers[0]).abs().mean(dim=0)
@@ -114,10 +123,20 @@ class Awq(UniformMethod):
         for linear, weight in zip(readers, original, strict=True):
             linear.weight.copy_(weight)
         if best_ratio is None:
-            raise InputError(f"awq: no finite loss for {pair.before} -> {pair.inspected}; try --dtype float32")
+            raise NumericalError(f"awq: no finite loss for {pair.before} -> {pair.inspected}; try --dtype float32")
+        expected = view.run(0).float()
+        touched = [*modules[pair.before].parameters(recurse=False), *(linear.weight for linear in readers)]
+        before = [parameter.clone() for parameter in touched]
         divide(modules[pair.before], best_scales, self.scale_dtype)
         for linear in readers:
             linear.weight.mul_(best_scales.to(linear.weight))
+        tolerance = max(_FOLD_ROUNDINGS * torch.finfo(self.scale_dtype).eps, _FOLD_TOLERANCE)
+        contribution = (expected - view.hidden[:1].to(expected)).norm()
+        rounding = 8 * torch.finfo(view.hidden.dtype).eps * expected.norm()
+        if (view.run(0).float() - expected).norm() > tolerance * contribution + rounding:
+            for parameter, values in zip(touched, before, strict=True):
+                parameter.copy_(values)
+            return None
         seen.divide(pair.readers, best_scales)
         return best_ratio
 
@@ -147,3 +166,8 @@ class Awq(UniformMethod):
                 )
         context.facts["clipped"] = float((clipped != weight).float().mean())
         return clipped
+
+
+def _is_query_or_key(name: str) -> bool:
+    """By the layer's own name, as in the released code."""
+    return any(name.rsplit(".", 1)[-1].startswith(mark) for mark in _UNCLIPPED)

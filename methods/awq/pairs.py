@@ -23,6 +23,7 @@ PAIRS = (
     Pair("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
     Pair("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj"),
     Pair("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
+    Pair("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
     Pair("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
     Pair("self_attn_layer_norm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn"),
     Pair("self_attn.v_proj", ("self_attn.out_proj",), "self_attn.out_proj"),
@@ -34,7 +35,15 @@ PAIRS = (
 
 
 def foldable(modules: dict[str, Any], pair: Pair) -> bool:
-    """A linear layer before can take the scales only if each of its outputs is one input of its readers (no GQA)."""
+    """True if a block has the pair and its operation can take the scales.
+
+    A linear layer can only if each of its outputs is one input of its readers (no grouped queries). Where a norm of its
+    own stands before the MLP (Gemma), the norm after the attention does not feed it.
+    """
+    if any(name not in modules for name in (pair.before, *pair.readers)):
+        return False
+    if pair.before == "post_attention_layernorm" and "pre_feedforward_layernorm" in modules:
+        return False
     before = modules[pair.before]
     if not isinstance(before, nn.Linear):
         return hasattr(before, "weight")

@@ -72,7 +72,10 @@ class SagePtqConfig(MethodConfig):
     def _apply_preset(cls, options: Any) -> Any:
         preset = options.get("preset") if isinstance(options, dict) else None
         if isinstance(preset, str) and preset in PRESETS:  # anything else is the field's own check to refuse
-            return {**PRESETS[preset], **options}
+            # A preset is a shorthand: the config holds what it stands for. Written out and read again it is then the
+            # same, even where an option given besides the preset equals the general default.
+            given = {key: value for key, value in options.items() if key != "preset"}
+            return {**PRESETS[preset], **given}
         return options
 
 

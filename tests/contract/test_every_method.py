@@ -12,8 +12,8 @@ from kernels.layouts.base import ROLES, SCALE_DTYPES
 from methods import LayerContext, LayerStatistics, create_method, method_class
 from methods.registry import method_names
 
-# Shapes with the group size that suits them, for methods that have one: groups that divide the row, a single group of an
-# odd row, groups of 128 with a half one at the end.
+# Shapes with the group size that suits them, for methods that have one: groups that divide the row, one group a row,
+# groups of 128 with a half one at the end.
 SHAPES = {(64, 96): 32, (33, 80): -1, (96, 576): 128}
 
 every_method = pytest.mark.parametrize("name", method_names())
@@ -175,7 +175,8 @@ def test_constants_are_stored_in_float16_by_default(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_weight_of_any_float_dtype_is_accepted(name, dtype):
     weight, statistics = layer((64, 96))
-    weight = weight.bfloat16()  # exact in all of them
+    weight = torch.round(weight * 512) / 512  # at most 8 bits: exact in all of them
+    assert torch.equal(weight.bfloat16().float(), weight)
     method = method_for(name, (64, 96))
     packed = method.quantize_linear(weight.to(dtype), statistics)
     assert torch.equal(packed.decode(), method.quantize_linear(weight.float(), statistics).decode())
@@ -190,11 +191,13 @@ def test_a_matrix_of_zeros_stays_zero(name):
 
 @every_method
 def test_inputs_that_never_fired_are_no_trouble(name):
-    weight, _ = layer((64, 96))
+    weight = layer((64, 96))[0].clone()
+    before = weight.clone()
     x = torch.randn(4, 200, 96, generator=torch.Generator().manual_seed(0))
     x[:, :, 10:13] = 0
     decoded = method_for(name, (64, 96)).quantize_linear(weight, LayerStatistics.from_inputs(x)).decode()
     assert torch.isfinite(decoded).all()
+    assert torch.equal(weight, before)  # methods zero the weights of such inputs in a copy
     live = [j for j in range(96) if j not in (10, 11, 12)]
     assert float((decoded - weight)[:, live].norm() / weight[:, live].norm()) < 1
 
@@ -224,13 +227,13 @@ def test_facts_for_the_log_are_plain_values(name):
 def test_a_shape_is_refused_before_the_run_exactly_when_it_is_refused_in_it(name):
     for columns in (7, 96, 100, 576):
         method = create_method(name)
-        weight = 0.02 * torch.randn(40, columns, generator=torch.Generator().manual_seed(columns))
-        statistics = LayerStatistics.from_hessian(torch.eye(columns))
+        weight = 0.02 * torch.randn(8, columns, generator=torch.Generator().manual_seed(columns))
+        statistics = LayerStatistics.from_inputs(torch.eye(columns).unsqueeze(0))
         try:
-            method.check_shape(40, columns)
+            method.check_shape(8, columns)
         except InputError as refused:
             with pytest.raises(InputError) as again:
                 method.quantize_linear(weight, statistics)
             assert str(again.value) == str(refused)
         else:
-            assert method.quantize_linear(weight, statistics).shape == (40, columns)
+            assert method.quantize_linear(weight, statistics).shape == (8, columns)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
-import yaml
+import torch
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +18,15 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     if request.node.get_closest_marker("model") is None:
         monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("SAGEBENCH_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small lose more by a second thread than they gain, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -47,24 +55,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_gguf(tmp_path_factory.mktemp("gguf") / "small.gguf")
 
 
-ROWS = [
-    {"method": "fp16", "setting": "16 bit", "label": "FP16"},
-    {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}},
-    {"method": "gptq", "setting": "3 bit g32", "label": "GPTQ", "options": {"bits": 3, "group_size": 32}},
-]
-
-
 @pytest.fixture
 def experiment_file(tmp_path: Path) -> Callable[..., Path]:
     """Write an experiment of three rows, with top-level keys replaced or added."""
-
-    def write(**changes: Any) -> Path:
-        content = {
-            "name": "small", "item": "table 1", "title": "A small table", "metric": "perplexity",
-            "corpora": ["wikitext2"], "models": ["opt-1.3b"], "rows": ROWS, **changes,
-        }  # fmt: skip
-        path = tmp_path / "small.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        return path
-
-    return write
+    return lambda **changes: tiny.write_experiment(tmp_path / "small.yaml", **changes)

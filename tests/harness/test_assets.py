@@ -30,8 +30,8 @@ def catalogue(wheel, monkeypatch):
 
     def put(**changes):
         entry = {
-            "requirement": "story==1.0", "wheel": wheel.name, "megabytes": 1, "members": {WANTED.file: "story/data/text.txt"},
-            "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+            "requirement": "story==1.0", "wheel": wheel.name, "megabytes": 1,
+            "members": {WANTED.file: "story/data/text.txt"}, "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
         }  # fmt: skip
         asset = Asset(**{**entry, **changes})
         monkeypatch.setattr(assets, "assets", lambda: {"story": asset})
@@ -88,8 +88,8 @@ def test_only_named_members_are_unpacked_and_names_in_the_archive_never_become_p
     path = assets.asset_path(WANTED)
     assert path.parent.parent == tmp_path / "cache" / "assets"
     assert path.read_text(encoding="utf-8") == "outside"
-    files = {file.relative_to(tmp_path) for file in tmp_path.rglob("*") if file.is_file()}
-    assert files == {path.relative_to(tmp_path)}
+    files = {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert files == {path, tmp_path / "cache" / "wheels" / wheel.name}
 
 
 def test_a_wrong_checksum_is_refused_with_both_sums_and_nothing_is_unpacked(wheel, catalogue, pip, tmp_path):
@@ -102,7 +102,7 @@ def test_a_wrong_checksum_is_refused_with_both_sums_and_nothing_is_unpacked(whee
     assert f"has sha256 {found}, expected {expected}; delete the file and try again" in str(caught.value)
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     kept = by_hand(wheel, tmp_path)
-    with pytest.raises(InputError, match="'story'.*expected 0000"):
+    with pytest.raises(InputError, match=r"'story'.*expected 0000"):
         assets.asset_path(WANTED)
     assert kept.exists()
 

@@ -7,7 +7,7 @@ import torch
 from harness.calibration import BlockStream, check_sample_size
 from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.quantize import quantize_model
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from methods import LayerStatistics, create_method
 
 SHARED = {
@@ -74,7 +74,7 @@ def test_blocks_of_alternating_kinds_need_arguments_of_their_own(family):
     """If this fails, the test above cannot tell whether each block is replayed with its own mask and rotary angles."""
     model, ids = tiny.build(family), tiny.tokens()
     right, wrong = stream_of(model, ids), stream_of(model, ids)
-    wrong._kwargs = [wrong._kwargs[0]] * tiny.LAYERS
+    wrong._arguments = [wrong._arguments[0]] * tiny.LAYERS
     for index in range(2):
         right.advance(index)
         wrong.advance(index)
@@ -176,7 +176,7 @@ def test_overflowing_activations_name_the_layer():
     model = tiny.build()
     model.get_submodule("model.layers.0.mlp.up_proj").weight.fill_(float("inf"))
     stream = stream_of(model, tiny.tokens())
-    with pytest.raises(InputError, match=r"layer mlp\.down_proj: calibration activations overflow"):
+    with pytest.raises(NumericalError, match=r"layer mlp\.down_proj: calibration activations overflow"):
         stream.collect(0, "hessian")
 
 

@@ -51,7 +51,7 @@ def test_wikitext_rows_follow_the_published_data_set(data):
 
 
 def test_local_files_come_before_anything_else(data):
-    assert resolve_corpus("wikitext2", "embedded") == "wikitext2"
+    assert resolve_corpus("wikitext2", "embedded", "test") == "wikitext2"
     assert load_text("wikitext2", "train").documents == ("", " = Other = \n")
     assert load_text("wikitext2", "test").source == str(data / "wikitext2" / "wiki.test.raw")
 
@@ -64,19 +64,19 @@ def test_a_missing_local_split_says_which_file(data):
 def test_a_data_folder_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("SAGEBENCH_DATA", "/nowhere/at/all")
     with pytest.raises(InputError, match="SAGEBENCH_DATA=/nowhere/at/all is not a folder"):
-        resolve_corpus("wikitext2", "embedded")
+        resolve_corpus("wikitext2", "embedded", "test")
 
 
 @pytest.mark.parametrize(("name", "sample"), [("wikitext2", "wiki-sample"), ("c4", "c4-sample")])
 def test_a_sample_stands_in_under_its_own_name(name, sample):
-    assert resolve_corpus(name, "embedded") == sample
+    assert resolve_corpus(name, "embedded", "test") == sample
     assert dataset_name(sample) == sample
     assert corpora()[sample].sample_of == name
 
 
 def test_a_corpus_without_sample_says_where_to_put_it():
-    with pytest.raises(InputError, match=r"corpus 'ptb' is not here: put it below SAGEBENCH_DATA as ptb/ptb\.test\.txt"):
-        resolve_corpus("ptb", "embedded")
+    with pytest.raises(InputError, match=r"'ptb' is not here: put it below SAGEBENCH_DATA as ptb/ptb\.test\.txt"):
+        resolve_corpus("ptb", "embedded", "test")
 
 
 @pytest.mark.parametrize("name", ["wiki-sample", "c4-sample"])
@@ -95,7 +95,7 @@ def test_a_sample_has_no_other_split(samples):
 def test_no_shipped_corpus_tests_on_what_it_calibrates_on():
     for name, entry in corpora().items():
         spans = sorted(entry.shares.values())
-        assert all(left[1] <= right[0] for left, right in zip(spans, spans[1:], strict=False)), name
+        assert all(spans[i][1] <= spans[i + 1][0] for i in range(len(spans) - 1)), name
         for files in (entry.local, entry.hub_splits, entry.hub_files):
             assert len(set(files.values())) == len(files), name
 
@@ -113,21 +113,26 @@ def test_the_new_c4_protocol_takes_1100_documents_and_256_windows(tmp_path, monk
 
 def test_an_unknown_corpus_gets_a_suggestion():
     with pytest.raises(InputError, match="unknown corpus 'wikitext-2'; did you mean 'wikitext2'"):
-        resolve_corpus("wikitext-2", "embedded")
+        resolve_corpus("wikitext-2", "embedded", "test")
 
 
 def test_a_text_file_is_a_corpus(corpus_file):
-    name = resolve_corpus(str(corpus_file), "embedded")
+    name = resolve_corpus(str(corpus_file), "embedded", "test")
     text = load_text(name, "test")
     assert text.joined == corpus_file.read_text(encoding="utf-8")
     assert (dataset_name(name), text.dataset) == ("story", "story")
     assert tokenize(text, tiny.tokenizer()).numel() == 1000
 
 
+@pytest.mark.parametrize(("name", "shown"), [("wikitext2.txt", "wikitext2.txt"), ("c4.raw", "c4.raw"), ("a.txt", "a")])
+def test_a_text_file_is_never_shown_under_the_name_of_a_corpus(name, shown):
+    assert dataset_name(f"some/folder/{name}") == shown
+
+
 @pytest.mark.parametrize("name", ["missing.txt", "./missing", "folder/missing"])
 def test_a_missing_text_file_is_named(name):
     with pytest.raises(InputError, match=f"corpus '{name}': no such text file"):
-        resolve_corpus(name, "embedded")
+        resolve_corpus(name, "embedded", "test")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
@@ -172,7 +177,7 @@ def test_documents_that_are_all_too_short_are_reported():
 
 @pytest.mark.parametrize("count", [0, 5, 32])
 def test_a_text_too_short_for_a_crop_is_reported(count):
-    with pytest.raises(InputError, match=rf"corpus 'some' \(train\) has {count} tokens; calibration crops of 32 need more"):
+    with pytest.raises(InputError, match=rf"'some' \(train\) has {count} tokens; calibration crops of 32 need more"):
         calibration_windows(text_of(tiny.words(count)), tiny.tokenizer(), 1, 32, 0)
 
 

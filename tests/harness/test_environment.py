@@ -23,25 +23,44 @@ def test_the_record_is_json_and_holds_versions_and_machine():
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A small tree in the shape of ours."""
-    for name in ("kernels/a.py", "methods/deep/b.py", "harness/models/c.py", "harness/report/d.py"):
+    names = ("kernels/a.py", "methods/deep/b.py", "harness/models/c.py", "harness/report/d.py", "harness/metrics/e.py")
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
-    for name in ("calibration.py", "quantize.py", "corpora.py"):
+    for name in ("calibration.py", "quantize.py", "corpora.py", "ledger.py", "runner.py"):
         (tmp_path / "harness" / name).write_text(name, encoding="utf-8")
     monkeypatch.setattr(environment, "_ROOT", tmp_path)
-    return tmp_path
+    yield tmp_path
+    environment.quantization_fingerprint.cache_clear()
+
+
+def weights():
+    """The fingerprint of the code that decides the weights."""
+    environment.quantization_fingerprint.cache_clear()
+    return environment.quantization_fingerprint()
 
 
 def fingerprint():
+    """The fingerprint of all that a measurement depends on."""
+    environment.quantization_fingerprint.cache_clear()
     return environment.code_fingerprint.__wrapped__()
 
 
 @pytest.mark.parametrize("name", ["kernels/a.py", "methods/deep/b.py", "harness/models/c.py", "harness/quantize.py"])
 def test_an_edit_of_what_decides_the_weights_changes_the_fingerprint(source, name):
-    before = fingerprint()
-    assert fingerprint() == before
+    before = fingerprint(), weights()
+    assert (fingerprint(), weights()) == before
     (source / name).write_text("edited", encoding="utf-8")
-    assert fingerprint() != before
+    assert fingerprint() != before[0]
+    assert weights() != before[1]
+
+
+@pytest.mark.parametrize("name", ["harness/metrics/e.py", "harness/ledger.py", "harness/runner.py"])
+def test_an_edit_of_what_is_measured_leaves_the_weights_alone(source, name):
+    before = fingerprint(), weights()
+    (source / name).write_text("edited", encoding="utf-8")
+    assert fingerprint() != before[0]
+    assert weights() == before[1]
 
 
 def test_an_edit_of_a_report_does_not(source):

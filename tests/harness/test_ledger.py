@@ -9,7 +9,6 @@ from harness.quantize import quantize_model
 from kernels.layouts import save_packed
 from methods import create_method
 
-
 OPTIONS = {
     "fp16": {}, "rtn": {"group_size": 32, "bits": 3}, "gptq": {"group_size": 32, "bits": 3},
     "sage-ptq": {"group_count": 2}, "billm": {"block_size": 32}, "pb-llm": {},

@@ -4,6 +4,7 @@ import tiny
 from harness.experiments import Experiment, Row, load_experiment
 from harness.planning import Choices, choose_profile, plan_table
 from kernels.errors import InputError
+from methods import create_method
 
 
 @pytest.fixture
@@ -66,12 +67,28 @@ def test_models_that_are_not_run_keep_their_rows_under_the_name_of_the_claims(ex
     assert all((row.run_key, row.note, row.family) == (None, "not run: profile embedded", "OPT") for row in rows)
 
 
-@pytest.mark.parametrize(("family", "preset"), [("llama", "llama"), ("opt", "opt"), ("qwen2", "qwen"), ("gemma2", "llama")])
+@pytest.mark.parametrize(
+    ("family", "preset"), [("llama", "llama"), ("opt", "opt"), ("qwen2", "qwen"), ("gemma2", "llama")]
+)
 def test_the_family_preset_follows_the_model(experiment, choices, tmp_path, family, preset):
+    row = next(row for row in experiment.rows if row.method == "sage-ptq")
+    wanted = create_method("sage-ptq", **{**row.options, "preset": preset}).config
     folder = tiny.save(tmp_path / family, family)
     plan = plan_table(experiment, choices(models=(str(folder),)))
     (spec,) = (spec for spec in plan.runs if spec.method.name == "sage-ptq")
-    assert spec.method.options["preset"] == preset
+    assert create_method("sage-ptq", **spec.method.options).config == wanted
+    (planned,) = (planned for planned in plan.table.rows if planned.run_key == spec.key)
+    assert f"settings for the {preset} family" in planned.note
+
+
+def test_options_given_besides_a_preset_survive_the_plan(choices):
+    # Both equal the method's general defaults, and must not give way to the preset's 10 neighbours and 10 %.
+    options = {"preset": "opt", "neighbors": 5, "max_salient": 0.01}
+    rows = (Row(method="sage-ptq", setting="s", label="SAGE", options=options),)
+    named = {"name": "n", "item": "table 1", "title": "t", "metric": "perplexity"}
+    experiment = Experiment(**named, corpora=("wikitext2",), models=("opt-1.3b",), rows=rows)
+    spec = plan_table(experiment, choices()).runs[-1]
+    assert create_method("sage-ptq", **spec.method.options).config == create_method("sage-ptq", **options).config
 
 
 @pytest.mark.parametrize(
@@ -132,6 +149,19 @@ def test_two_models_have_a_reference_each(experiment, choices, tmp_path, tiny_fo
     plan = plan_table(experiment, choices(models=(str(tiny_folder), str(other)), methods=("gptq",)))
     assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq"] * 2
     assert plan.references[plan.runs[3].key] == plan.runs[2].key
+
+
+def test_a_model_asked_for_twice_is_run_once(experiment, choices, tiny_folder):
+    plan = plan_table(experiment, choices(models=(str(tiny_folder),) * 2, methods=("gptq",)))
+    assert len(plan.runs) == 2
+
+
+def test_texts_that_a_table_cannot_tell_apart_are_refused(experiment, choices, corpus_file, tmp_path):
+    twin = tmp_path / corpus_file.name
+    twin.write_text(tiny.words(100, seed=1), encoding="utf-8")
+    for other in (twin, corpus_file):
+        with pytest.raises(InputError, match="have one name in the table; rename one"):
+            plan_table(experiment, choices(corpora=(str(corpus_file), str(other))))
 
 
 @pytest.mark.parametrize(

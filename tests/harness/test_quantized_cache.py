@@ -6,7 +6,8 @@ import torch
 
 from harness import quantized_cache
 from harness.quantize import QuantizedModel, quantize_model
-from harness.quantized_cache import entry_folder, load_quantized, packed_file_size, save_quantized
+from harness.quantized_cache import entry_folder, load_quantized, save_quantized
+from kernels.errors import InputError
 from methods import create_method
 
 PHASES = {"quantize": {"seconds": 1.5, "peak_bytes": 7}}
@@ -19,15 +20,15 @@ def quantized():
 
 
 def test_what_is_kept_comes_back_bit_for_bit(quantized):
-    save_quantized("a", quantized, PHASES)
-    found, phases = load_quantized("a")
+    size = save_quantized("a", quantized, PHASES)
+    found, phases, same_size = load_quantized("a")
     assert phases == PHASES
     assert found.layers == quantized.layers
     assert list(found.packed) == list(quantized.packed)
     for name, weight in quantized.packed.items():
         assert torch.equal(found.packed[name].decode(), weight.decode())
     assert torch.equal(found.folded["model.norm.weight"], torch.arange(64.0))
-    assert packed_file_size("a") == (entry_folder("a") / "packed.safetensors").stat().st_size
+    assert size == same_size == (entry_folder("a") / "packed.safetensors").stat().st_size
 
 
 def test_another_key_finds_nothing(quantized):
@@ -83,6 +84,12 @@ def test_the_entry_just_written_stays_however_small_the_cache(quantized, monkeyp
     save_quantized("b", quantized, PHASES)
     assert load_quantized("a") is None
     assert load_quantized("b") is not None
+
+
+def test_a_cache_size_that_is_no_number_is_named(quantized, monkeypatch):
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", "8GB")
+    with pytest.raises(InputError, match="SAGEBENCH_CACHE_GB='8GB'; it must be a number of gigabytes"):
+        save_quantized("a", quantized, PHASES)
 
 
 def test_space_is_asked_for_before_anything_is_written(quantized, monkeypatch):

@@ -6,7 +6,12 @@ import pytest
 from harness.records import FORMAT, RecordStore
 
 KEY = "0123456789abcdef"
-RECORD = {"spec": {}, "metrics": [{"value": 20.5}], "ledger": {}, "environment": {}}
+RECORD = {
+    "spec": {},
+    "metrics": [{"metric": "perplexity", "value": 20.5}],
+    "ledger": {"payload_bits": 3.0},
+    "environment": {},
+}
 
 
 @pytest.fixture

@@ -35,7 +35,13 @@ class Worker:
         if name in self.errors:
             raise self.errors[name]
         code = environment.code_fingerprint()
-        return {"spec": {}, "metrics": [], "ledger": {}, "environment": {"code": code}, "fresh": fresh}
+        return {
+            "spec": {},
+            "metrics": [],
+            "ledger": {"payload_bits": 3.0},
+            "environment": {"code": code},
+            "fresh": fresh,
+        }
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""Tiny models with random weights, one for each style of decoder, a tokenizer of whole words, and text to go with it."""
+"""Tiny models with random weights, one for each style of decoder, a tokenizer of whole words, and text for both."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -98,6 +100,21 @@ def save(folder: Path, family: str = "llama", model: nn.Module | None = None) ->
     return folder
 
 
+def write_experiment(path: Path, **changes: Any) -> Path:
+    """An experiment of three rows as a YAML file, with top-level keys replaced or added."""
+    rows = [
+        {"method": "fp16", "setting": "16 bit", "label": "FP16"},
+        {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}},
+        {"method": "gptq", "setting": "3 bit g32", "label": "GPTQ", "options": {"bits": 3, "group_size": 32}},
+    ]
+    content = {
+        "name": "small", "item": "table 1", "title": "A small table", "metric": "perplexity",
+        "corpora": ["wikitext2"], "models": ["opt-1.3b"], "rows": rows, **changes,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
 def write_gguf(path: Path) -> Path:
     """A GGUF file of a two-block LLaMA with Q4_1 linear layers and a byte-level tokenizer."""
     symbols = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
@@ -129,7 +146,8 @@ def write_gguf(path: Path) -> Path:
     narrow, wide = HIDDEN // 2, INTERMEDIATE
     matrices = {
         "attn_q": (HIDDEN, HIDDEN), "attn_k": (narrow, HIDDEN), "attn_v": (narrow, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (wide, HIDDEN), "ffn_up": (wide, HIDDEN), "ffn_down": (HIDDEN, wide),
+        "attn_output": (HIDDEN, HIDDEN),
+        "ffn_gate": (wide, HIDDEN), "ffn_up": (wide, HIDDEN), "ffn_down": (HIDDEN, wide),
     }  # fmt: skip
     for block in range(2):
         add(f"blk.{block}.attn_norm.weight", HIDDEN)

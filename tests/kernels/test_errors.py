@@ -2,13 +2,15 @@
 
 import pytest
 
-from kernels.errors import InputError, did_you_mean
+from kernels.errors import InputError, NumericalError, did_you_mean
 
 KNOWN = ["gptq", "rtn", "sage-ptq", "pb-llm"]
 
 
-def test_input_error_is_a_value_error():
+def test_bad_input_and_failed_computations_are_told_apart():
     assert issubclass(InputError, ValueError)
+    assert not issubclass(NumericalError, InputError)
+    assert not issubclass(InputError, NumericalError)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from harness.quantize import install, quantize_model
 from harness.quantized_cache import load_quantized, save_quantized
 from kernels.errors import InputError
 from methods import LayerStatistics, create_method
+from methods.awq.activations import Activations
 from methods.awq.pairs import divide
 from methods.grids import round_to_groups
 
@@ -160,15 +161,30 @@ def test_clipping_finds_the_range_that_a_direct_search_finds() -> None:
 
 def test_search_tokens_limit_the_samples_that_are_looked_at(windows: torch.Tensor) -> None:
     model = _llama(2)
-    calls = []
-    handle = find_blocks(model).blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    stream = BlockStream(model, find_blocks(model), windows)
-    calls.clear()
-    create_method("awq", bits=4, group_size=32, search_tokens=48).quantize_block(
-        stream.view(0), _contexts(stream.view(0))
-    )
-    handle.remove()
-    assert len(calls) == 1  # one sample of 48 tokens, of three
+    view = BlockStream(model, find_blocks(model), windows).view(0)
+    seen = {
+        tokens: Activations(view, create_method("awq", search_tokens=tokens)._search_samples(view)).inputs(
+            "mlp.up_proj"
+        )
+        for tokens in (48, 49, 0)
+    }
+    assert [len(inputs) for inputs in seen.values()] == [48, 96, 144]  # whole samples of 48 tokens, of three
+
+
+def test_pair_that_a_block_does_not_compute_is_left_alone(windows: torch.Tensor) -> None:
+    model = _llama(2)
+    block = find_blocks(model).blocks[0]
+    model.get_input_embeddings().weight.mul_(50)  # a residual stream of order 1, so that the MLP has a say
+    # The MLP reads the residual stream instead of the norm's output: the pair norm -> gate, up is not what it seems.
+    block.post_attention_layernorm.register_forward_hook(lambda _, args, out: args[0])
+    before = {name: parameter.clone() for name, parameter in block.named_parameters()}
+    view = BlockStream(model, find_blocks(model), windows).view(0)
+    contexts = _contexts(view)
+    result = create_method("awq", bits=8, group_size=32).quantize_block(view, contexts)
+    assert contexts["mlp.gate_proj"].facts["ratio"] is None
+    assert "post_attention_layernorm.weight" not in result.folded
+    for name in ("post_attention_layernorm.weight", "mlp.gate_proj.weight"):
+        assert torch.equal(dict(block.named_parameters())[name], before[name])
 
 
 def test_norm_with_offset_gain_is_divided_exactly() -> None:

@@ -79,7 +79,7 @@ def test_with_uncorrelated_inputs_gptq_is_rtn_bit_for_bit(bits, group_size, symm
 
 
 class Weird:
-    """A rounding rule that no one would use: coarse steps that differ by column and row, and some columns made random."""
+    """A rounding rule that no one would use: coarse steps that differ by column and row, and some columns random."""
 
     def __init__(self, rows):
         self._generator = torch.Generator().manual_seed(7)
@@ -240,6 +240,26 @@ def test_weights_of_dead_inputs_become_zero_and_cost_nothing(act_order):
     assert not decoded[:, 17].any()
     assert (decoded[:, :17] != 0).any()
     assert context.facts["dead_columns"] == 1
+
+
+def test_dead_inputs_rank_with_a_diagonal_of_one():
+    hessian = torch.diag(torch.tensor([0.5, 0.0, 3.0, 0.25] * 8))
+    packed = gptq(torch.randn(4, 32), LayerStatistics.from_hessian(hessian), act_order=True, group_size=16)
+    ranked = hessian.diagonal()[packed.permutation()]
+    assert ranked.tolist() == [3.0] * 8 + [0.0] * 8 + [0.5] * 8 + [0.25] * 8
+
+
+def test_the_released_code_alone_lets_dead_weights_widen_the_grid_of_a_whole_row():
+    weight, _ = layer()
+    weight[:, 17] = 50.0
+    x = torch.randn(4, 200, 256)
+    x[:, :, 17] = 0
+    statistics = LayerStatistics.from_inputs(x)
+    corrected, faithful = (gptq(weight, statistics, group_size=-1, faithful=flag) for flag in (False, True))
+    assert (faithful.scales() > 50 / 16).all()
+    assert (corrected.scales() < 1).all()
+    for packed in (corrected, faithful):
+        assert not packed.decode()[:, 17].any()
 
 
 def test_damping_that_had_to_be_raised_is_logged():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from methods.grids import Grid, fit_range, resolve_group_size, round_to_groups
 from methods.rounding import store, store_scale
 
@@ -57,9 +57,8 @@ def test_codes_and_zero_points_fit_their_bits_and_errors_stay_within_the_grid(we
         assert torch.equal(values, values.round())
         assert values.min() >= 0
         assert values.max() <= 2**bits - 1
-    # Half a step for rounding, half for the zero point's own rounding, and one where clamping cuts the top of a symmetric
-    # range (its codes reach 2**(bits-1) - 1 upwards, its range one half step more); plus the rounding of the scale
-    # to its dtype, which stretches the whole range by eps, and float16's smallest scale.
+    # Half a step for rounding and half for the zero point's own rounding; a symmetric grid ends one step below its
+    # largest magnitude, or half a step more by rounding. A scale rounded to its dtype stretches the whole range by eps.
     step = grid.scale.float()
     slack = torch.finfo(dtype).eps * weight.abs().amax(dim=1, keepdim=True) + 1e-6 * step
     error = (grid.decode(codes) - weight).abs()
@@ -109,8 +108,8 @@ def test_a_scale_is_never_rounded_to_zero(dtype):
     assert torch.isfinite(grid.decode(grid.encode(torch.tensor([[1e-12, -1e-12]])))).all()
 
 
-def test_a_constant_that_overflows_is_refused_with_a_way_out():
-    with pytest.raises(InputError, match="constant of 100000 cannot be stored in float16; use scale_dtype='float32'"):
+def test_a_constant_that_overflows_is_reported_with_a_way_out():
+    with pytest.raises(NumericalError, match="100000 cannot be stored in float16; use scale_dtype='float32'"):
         store(torch.tensor([1.0, 1e5]), torch.float16)
     assert store(torch.tensor([1e5]), torch.bfloat16).isfinite().all()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.errors import InputError
+from kernels.errors import NumericalError
 from methods.hessian import accumulate, damped, factorize, proxy_loss
 
 
@@ -98,16 +98,16 @@ def test_damping_is_raised_tenfold_until_the_hessian_is_positive_definite():
     torch.testing.assert_close(factor.upper.T @ factor.upper, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_hopeless_hessian_is_refused():
-    with pytest.raises(InputError, match="not positive definite even with damping=1000; calibrate on more text"):
+def test_a_hopeless_hessian_is_reported():
+    with pytest.raises(NumericalError, match="not positive definite even with damping=1000; calibrate on more text"):
         factorize(torch.tensor([[1.0, 1e9], [1e9, 1.0]]), 0.01)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_refused(bad):
+def test_nan_and_infinity_are_reported(bad):
     hessian = correlated()
     hessian[3, 4] = bad
-    with pytest.raises(InputError, match="the Hessian holds NaN or infinity"):
+    with pytest.raises(NumericalError, match="the Hessian holds NaN or infinity"):
         factorize(hessian, 0.01)
 
 

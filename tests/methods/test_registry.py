@@ -130,7 +130,7 @@ def test_an_unknown_method_is_refused_with_a_suggestion(typed, meant):
 
 
 def test_a_method_name_like_no_other_is_refused_with_all_names():
-    with pytest.raises(InputError, match="known: .*gptq.*rtn.*sage-ptq"):
+    with pytest.raises(InputError, match=r"known: .*gptq.*rtn.*sage-ptq"):
         create_method("xyzzy")
 
 

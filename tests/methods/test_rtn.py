@@ -1,5 +1,6 @@
 """RTN: equal to the released code, and what its options change."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_more_bits_and_smaller_groups_lose_less():
     by_bits = [(rtn(weight, bits=bits).decode() - weight).norm() for bits in (2, 3, 4, 8)]
     by_group = [(rtn(weight, bits=3, group_size=size).decode() - weight).norm() for size in (-1, 128, 64, 32)]
     for losses in (by_bits, by_group):
-        assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+        assert all(later < earlier for earlier, later in pairwise(losses))
 
 
 def test_relative_error_of_gaussian_weights_is_the_known_one():
@@ -92,7 +93,7 @@ def test_nominal_bits_count_16_bits_a_constant():
 
 def test_a_group_size_that_does_not_fit_is_refused_before_and_when_quantizing():
     method = create_method("rtn", group_size=100)
-    with pytest.raises(InputError, match="group_size=100 does not fit in_features=576; use -1 .* 18, 24, 32, 36"):
+    with pytest.raises(InputError, match=r"group_size=100 does not fit in_features=576; use -1 .* 18, 24, 32, 36"):
         method.check_shape(64, 576)
     with pytest.raises(InputError, match="group_size=100"):
         method.quantize_linear(torch.randn(4, 576))

@@ -30,10 +30,9 @@ def test_hessian_is_the_definition():
 
 def test_hessian_follows_the_running_mean_of_the_released_code():
     x = inputs()
-    hessian, count = torch.zeros(24, 24), 0
-    for sample in x:
-        hessian *= count / (count + 1)
-        count += 1
+    hessian = torch.zeros(24, 24)
+    for count, sample in enumerate(x, start=1):
+        hessian *= (count - 1) / count
         hessian += 2 / count * sample.T @ sample
     torch.testing.assert_close(LayerStatistics.from_inputs(x).hessian, hessian, rtol=1e-5, atol=1e-3)
 

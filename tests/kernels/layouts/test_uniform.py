@@ -260,7 +260,7 @@ def test_damaged_group_widths_are_refused(group_bits, said):
 
 def test_group_widths_beside_one_width_for_all_are_refused():
     packed, _ = packed_example()
-    with pytest.raises(InputError, match="does not know.*'group_bits'"):
+    with pytest.raises(InputError, match=r"does not know.*'group_bits'"):
         UniformWeight.from_tensors({**packed.tensors(), "group_bits": torch.full((3,), 3, dtype=U8)}, packed.metadata())
 
 

@@ -19,7 +19,7 @@ def weights(rows=40, columns=50, seed=0):
 
 
 def naive_groups(weight, edges):
-    """Magnitudes of each group: edge(k-1) < |w| <= edge(k), all below edge(1) in group 1, those beyond the last left out."""
+    """Magnitudes of each group, edge(k-1) < |w| <= edge(k), with group 1 from zero; the salient ones are left out."""
     magnitudes = np.abs(weight.reshape(-1))
     number = np.array([(w > edges.astype(np.float32)).sum() for w in magnitudes])
     return [magnitudes[number == k].astype(np.float64) for k in range(len(edges))]

@@ -1,5 +1,7 @@
 """Mode 1 against algorithm 2 written out row by row."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -122,7 +124,7 @@ def test_more_bits_lose_less():
     salient = SalientSet.of(*example())
     scales = salient.row_scales(None)
     errors = [salient.discrete_error(scales, bits) for bits in range(1, 9)]
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(errors))
     # Each weight lies within half a cell, a / 2**bits, of its midpoint.
     for bits, error in enumerate(errors, start=1):
         assert error <= np.square(scales[salient.rows] / 2**bits).sum() * (1 + 1e-9)

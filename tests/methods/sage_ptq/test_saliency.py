@@ -1,5 +1,7 @@
 """Which weights are salient."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_more_zeta_never_takes_a_salient_weight_away():
     ):
         masks = [saliency.mask(zeta) for zeta in (0.0, 0.003, 0.01, 0.07, 0.3, 0.5)]
         assert not masks[0].any()
-        for smaller, larger in zip(masks, masks[1:], strict=False):
+        for smaller, larger in pairwise(masks):
             assert not (smaller & ~larger).any()
             assert larger.sum() > smaller.sum()
 

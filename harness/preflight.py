@@ -1,0 +1,75 @@
+"""What can be known to be wrong before anything long begins: shapes, calibration size, disk, memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from harness.cache import require_space
+from harness.calibration import check_sample_size
+from harness.estimate import available_memory, estimate
+from harness.models.source import block_matrices, resolve_model, tensor_shapes
+from harness.planning import Plan
+from harness.quantized_cache import cache_limit
+from harness.records import RecordStore
+from kernels.errors import InputError
+from methods import create_method
+
+_RECORD_BYTES = 20_000_000
+
+
+def check_output(out: Path, store: RecordStore) -> None:
+    """Raise InputError if records cannot be written below `out`, or the disk is full."""
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=store.folder).close()  # a folder that is there may still be read-only
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
+    require_space(store.folder, _RECORD_BYTES, "records")
+    cache_limit()
+
+
+def check_methods(plan: Plan, store: RecordStore) -> None:
+    """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens.
+
+    Shapes come from the headers of local files; a model that is still on the hub is checked when it is loaded.
+    """
+    for spec in plan.runs:
+        if store.load(spec.key) is not None:
+            continue
+        shapes = block_matrices(tensor_shapes(resolve_model(spec.model.name)))
+        method = create_method(spec.method.name, **spec.method.options)
+        for name, (out_features, in_features) in shapes.items():
+            try:
+                method.check_shape(out_features, in_features)
+            except InputError as error:
+                raise InputError(f"method {method.name!r}, {name}: {error}") from None
+        if spec.calibration is not None and shapes:
+            widest = max(in_features for _, in_features in shapes.values())
+            check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
+
+
+def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool) -> None:
+    """Take runs that cannot fit in memory out of `plan`; their rows say why.
+
+    asked_for: the user named the models; then the first that does not fit raises InputError instead. force: neither.
+    """
+    if force:
+        return
+    for spec in list(plan.runs):
+        cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
+        if cost <= free or store.load(spec.key) is not None:
+            continue
+        needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        if asked_for:
+            raise InputError(f"{spec.describe()} {needs}; --force runs it all the same")
+        plan.runs.remove(spec)
+        rows = (
+            replace(row, run_key=None, note=f"not run: {needs}") if row.run_key == spec.key else row
+            for row in plan.table.rows
+        )
+        plan.table = replace(plan.table, rows=tuple(rows))
+    # Without its reference a quantized run does not count.
+    kept = {spec.key for spec in plan.runs}
+    plan.runs = [spec for spec in plan.runs if plan.references.get(spec.key, spec.key) in kept]
