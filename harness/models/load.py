@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,9 @@ def _convert_gguf(path: Path, sha256: str) -> Path:
         else {"quantization_config": transformers.GgufConfig(dequantize=True)}
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=torch.float32)
+        with redirect_stderr(StringIO()):  # a progress bar of the reader's own, for two seconds
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{path}: transformers cannot read this GGUF file: {_one_line(error)}") from error
     # Nothing of the file's quantization may stay in the config: the folder holds a dense model.

@@ -68,7 +68,7 @@ def resolve_model(name: str) -> ModelSource:
     if path.is_dir():
         return ModelSource(name, "folder", path, None, _check_folder(path))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return ModelSource(name, "hub", Path(), name, "llama")
+        return ModelSource(name, "hub", Path(), name, _family(name.split("/")[1]))
     raise InputError(
         f"unknown model {name!r}" + did_you_mean(name, models()) + " (or a folder, a .gguf file, owner/name)"
     )
