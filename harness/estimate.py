@@ -42,6 +42,9 @@ def estimate(spec: RunSpec) -> Estimate:
         tokens = (evaluation.windows or _ALL_WINDOWS) * evaluation.context
         seconds += _ATTENTION_SHARE * 2 * parameters * tokens / speed
     memory = parameters * _BYTES[spec.model.dtype] + 1_500_000_000
+    if torch.device(spec.model.device).type != "cpu" and memory > available_memory(spec.model.device):
+        # Blocks then come to the device one at a time; the largest models of the catalogue have 60 and more.
+        memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + 1_500_000_000
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
     if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:

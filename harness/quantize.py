@@ -68,10 +68,12 @@ def quantize_model(
     method: QuantizationMethod,
     windows: Tensor | None,
     progress: Progress = lambda done, total, what: None,
+    bring: Callable[[nn.Module], None] = lambda block: None,
 ) -> QuantizedModel:
     """Quantize every linear layer of the decoder blocks of `model`, in place.
 
-    windows: [samples, context] calibration token ids; may be None for a method that needs nothing.
+    windows: [samples, context] calibration token ids; may be None for a method that needs nothing. bring: called with
+    each block before it is worked on, for models whose blocks come to the device one at a time.
     """
     check_shapes(model, method)
     if windows is None and method.needs != "nothing":
@@ -79,7 +81,8 @@ def quantize_model(
     blocks = find_blocks(model)
     stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
     result = QuantizedModel({}, [])
-    for index in range(len(blocks.blocks)):
+    for index, block in enumerate(blocks.blocks):
+        bring(block)
         layers = len(block_linears(blocks.blocks[index]))
         steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, layers)
         if stream is not None and method.needs == "block":

@@ -175,7 +175,7 @@ def _quantize(
         return quantized, {"key": key, "from_cache": True, "file_bytes": size}
     with phases.measure("quantize"):
         windows = None if calibration is None else calibration[1]
-        quantized = quantize_model(loaded.model, method, windows, progress)
+        quantized = quantize_model(loaded.model, method, windows, progress, loaded.bring)
     if method.name == UNQUANTIZED:
         return quantized, {"key": key, "from_cache": False, "file_bytes": None}
     size = save_quantized(key, quantized, {"quantize": phases.measured["quantize"]})

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from harness.cache import cache_folder, require_space
 from harness.models.blocks import model_linears
+from harness.models.placement import OneBlockAtATime, place
 from harness.models.reparameterize import reparameterize
 from harness.models.source import (
     ModelSource,
@@ -43,6 +45,13 @@ class LoadedModel:
     sha256: str
     precision: SourcePrecision
     parameters: int
+    placement: OneBlockAtATime | None = None
+    """None: the whole model is on its device."""
+
+    def bring(self, block: nn.Module) -> None:
+        """Make sure that `block` is on the device, where blocks come one at a time."""
+        if self.placement is not None:
+            self.placement.bring(block)
 
     def as_record(self) -> dict[str, Any]:
         return {
@@ -52,6 +61,7 @@ class LoadedModel:
             "class": type(self.model).__name__,
             "family": self.source.family,
             "parameters": self.parameters,
+            "placement": "whole" if self.placement is None else "one block at a time",
             "source_precision": self.precision.as_record(),
         }
 
@@ -93,9 +103,9 @@ def load_model(
     for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and stay in float32
         parameter.data = parameter.data.to(DTYPES[dtype])
     _round_unquantized(model, torch.bfloat16 if precision.format == "BF16" else torch.float16)
-    model.to(device)
+    placement = place(model, torch.device(device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return LoadedModel(model, tokenizer, source, sha256, precision, parameters)
+    return LoadedModel(model, tokenizer, source, sha256, precision, parameters, placement)
 
 
 @torch.no_grad()
