@@ -19,6 +19,7 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
     "datasets",
+    "lm_eval",
     "gguf",
     "numpy",
     "scipy",
