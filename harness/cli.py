@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|list|report|compare")
     _add_run_arguments(verbs.add_parser("run", help="reproduce a table of the paper"))
     listing = verbs.add_parser("list", help="show what is there")
-    listing.add_argument("what", choices=["methods", "models", "corpora", "experiments"])
+    listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="render tables again from their records, without running anything")
     report.add_argument("--table", type=int, metavar="N", help="one table; all that were run if not given")
     report.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")

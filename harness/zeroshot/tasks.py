@@ -102,7 +102,12 @@ def write_task_file(data: TaskData, folder: Path) -> Path:
         "task": data.task,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {entry.split: str(data.path)}},
+        # Converted beside the task file and held in memory: nothing stays in the user's own cache.
+        "dataset_kwargs": {
+            "data_files": {entry.split: str(data.path)},
+            "cache_dir": str(folder / "converted"),
+            "keep_in_memory": True,
+        },
         **splits,
     }
     path = folder / f"{data.task}.yaml"

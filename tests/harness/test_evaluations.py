@@ -13,7 +13,6 @@ from kernels.errors import InputError
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.setenv("SAGEBENCH_DATA", str(documents.write(tmp_path / "data", "piqa", "arc_easy")))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     return tmp_path / "data"
 
 

@@ -11,7 +11,6 @@ from harness.cli import reproduce
 @pytest.fixture
 def command(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SAGEBENCH_DATA", str(documents.write(tmp_path / "data", "piqa", "winogrande", "arc_easy")))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     return [
         "--table",
         "4",

@@ -15,7 +15,6 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "SAGEBENCH_DATA", str(documents.write(tmp_path / "data", "piqa", "winogrande", "arc_easy", count=20))
     )
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
 
 
 def by_hand(model, documents_of_arc):

@@ -23,7 +23,6 @@ def asked(task):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.setenv("SAGEBENCH_DATA", str(documents.write(tmp_path / "data", *TASKS)))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     return tmp_path / "data"
 
 
@@ -97,6 +96,12 @@ def test_a_task_file_changes_nothing_but_the_data(data, tmp_path):
     text = path.read_text()
     assert "doc_to" not in text and "metric" not in text
     assert f"include: {stock_file('piqa')}" in text
+
+
+def test_nothing_is_left_in_the_user_s_own_cache(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "own")
+    assert len(load_task(task_data("hellaswag", "local")).eval_docs) == 12
+    assert not (tmp_path / "own").exists()
 
 
 def test_local_files_come_first_then_the_hub(tmp_path, monkeypatch):
