@@ -81,9 +81,9 @@ def record(key, method, correct, nll):
                             {"metric": "divergence", "corpus": "c"}],
         },
         "data": {"evaluations": [{"sha256": "a"}, {"sha256": "b"}, {"sha256": "b"}]},
-        "environment": {}, "ledger": {}, "key": key,
+        "environment": {}, "ledger": {"payload_bits": 3.5}, "key": key,
         "metrics": [
-            {"metric": "zeroshot", "dataset": "piqa", "prompts_sha256": "p",
+            {"metric": "zeroshot", "dataset": "piqa", "prompts_sha256": "p", "value": score["value"],
              "scores": {"acc": score, "acc_norm": score}},
             {"metric": "perplexity", "dataset": "c", "value": 2.7**mean, "window_nll": nll},
             {"metric": "divergence", "dataset": "c", "value": mean, "window_kl": nll},
