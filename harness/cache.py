@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from kernels.errors import InputError
@@ -28,3 +29,48 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
             f"no disk space for {purpose}: {needed / 1e6:.0f} MB needed below {folder}, {free / 1e6:.0f} MB free; "
             "free some, or set SAGEBENCH_CACHE or --out to another disk"
         )
+
+
+def cache_limit(default_gb: float) -> float:
+    """Bytes that one kind of cached entry may take: SAGEBENCH_CACHE_GB, or `default_gb`, in 1e9 bytes."""
+    asked = os.environ.get("SAGEBENCH_CACHE_GB", str(default_gb))
+    try:
+        limit = float(asked) * 1e9
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise InputError(f"SAGEBENCH_CACHE_GB={asked!r}; it must be a number of gigabytes, 0 or more")
+    return limit
+
+
+def prune(keep: Path, marker: str, limit: float) -> None:
+    """Remove the folders beside `keep` that were used longest ago until all of them take `limit` bytes at most.
+
+    marker: the file of an entry whose time of change is that of its last use.
+    """
+    entries = sorted(
+        (folder for folder in keep.parent.iterdir() if folder != keep and folder.is_dir()),
+        key=lambda folder: _last_used(folder / marker),
+        reverse=True,
+    )
+    used = _size(keep)
+    for folder in entries:
+        used += _size(folder)
+        if used > limit:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(marker: Path) -> float:
+    """Time of last use; 0 for an entry that another process has just removed, or never finished."""
+    try:
+        return marker.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.glob("*"):
+        with suppress(OSError):  # another process may be pruning too
+            total += file.stat().st_size
+    return total

@@ -1,4 +1,4 @@
-"""The command line: `sagebench run | list | report`, and `scripts/reproduce.py`, which is `sagebench run`.
+"""The command line: `sagebench run | list | report | compare`, and `scripts/reproduce.py`, which is `sagebench run`.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130 interrupted.
 """
@@ -14,20 +14,24 @@ from pathlib import Path
 
 from kernels.errors import InputError
 
-_TABLES = (1, 2)
+_TABLES = (1, 2, 4)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|list|report")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|list|report|compare")
     _add_run_arguments(verbs.add_parser("run", help="reproduce a table of the paper"))
     listing = verbs.add_parser("list", help="show what is there")
-    listing.add_argument("what", choices=["methods", "models", "corpora", "experiments"])
+    listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="render tables again from their records, without running anything")
     report.add_argument("--table", type=int, metavar="N", help="one table; all that were run if not given")
     report.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    compare = verbs.add_parser("compare", help="which differences between two runs are more than noise")
+    compare.add_argument("keys", nargs=2, metavar="KEY", help="keys of two finished runs")
+    compare.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    compare.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     return _guarded(lambda: _dispatch(parser.parse_args(argv)))
 
 
@@ -49,6 +53,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
     parser.add_argument("--windows", type=int, metavar="N", help="evaluate on the first N windows")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="T", help="only these zero-shot tasks")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="score the first N examples of each zero-shot task; 0 for all"
+    )
+    parser.add_argument(
+        "--divergence", action="store_true", help="measure KL from the unquantized model beside perplexity"
+    )
     parser.add_argument(
         "--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)"
     )
@@ -74,6 +85,12 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         show(arguments.what)
         return 0
+    if arguments.verb == "compare":
+        from harness.compare import show_comparison
+
+        _check_seed(arguments.seed)
+        show_comparison(arguments.keys[0], arguments.keys[1], arguments.out, arguments.seed)
+        return 0
     from harness.report.saved import render_saved
 
     render_saved(arguments.out, None if arguments.table is None else f"table{arguments.table}")
@@ -83,13 +100,19 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.table is not None and arguments.table not in _TABLES:
         raise InputError(f"table {arguments.table} is unknown; known: {', '.join(map(str, _TABLES))}")
-    if arguments.seed < 0:
-        raise InputError(f"--seed {arguments.seed}: must be 0 or more")
+    _check_seed(arguments.seed)
+    if arguments.limit is not None and arguments.limit < 0:
+        raise InputError(f"--limit {arguments.limit}: must be 1 or more, or 0 for all examples")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from harness.reproduce import run_experiment  # imports torch; the checks above answer at once
 
     name = arguments.experiment if arguments.table is None else f"table{arguments.table}"
     return run_experiment(name, arguments)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be 0 or more")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from torch import Tensor
 from harness.assets import asset_path
 from harness.catalog import CorpusEntry, corpora, find_corpus
 from harness.hub import hub_allowed, require_hub
+from harness.local_data import data_folder
 from kernels.errors import InputError
 
 
@@ -101,7 +102,7 @@ def load_text(name: str, split: str) -> Text:
     if path is not None:
         return _text(name, entry, split, str(path), _rows(_read(path), entry.rows), limit)
     if os.environ.get("SAGEBENCH_DATA") and split in entry.local and not hub_allowed("auto"):
-        raise InputError(f"corpus {name!r}: no file {entry.local[split]} below SAGEBENCH_DATA={_data_folder()}")
+        raise InputError(f"corpus {name!r}: no file {entry.local[split]} below SAGEBENCH_DATA={data_folder()}")
     return _text(name, entry, split, f"hub {(entry.hub or {}).get('path')}", _hub_rows(name, entry, split), limit)
 
 
@@ -171,17 +172,8 @@ def _read(path: Path) -> str:
         raise InputError(f"text file {path} cannot be read as UTF-8 ({error})") from error
 
 
-def _data_folder() -> Path | None:
-    folder = os.environ.get("SAGEBENCH_DATA")
-    if not folder:
-        return None
-    if not Path(folder).is_dir():
-        raise InputError(f"SAGEBENCH_DATA={folder} is not a folder")
-    return Path(folder)
-
-
 def _local_file(entry: CorpusEntry, split: str) -> Path | None:
-    folder = _data_folder()
+    folder = data_folder()
     if folder is None or split not in entry.local:
         return None
     path = folder / entry.local[split]

@@ -19,6 +19,7 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
     "datasets",
+    "lm_eval",
     "gguf",
     "numpy",
     "scipy",
@@ -59,8 +60,10 @@ def quantization_fingerprint() -> str:
 @cache
 def code_fingerprint() -> str:
     """The same over everything that a measurement depends on: quantization, metrics, the ledger and the runner."""
-    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py")]
-    return _hash_files([*files, *(_ROOT / "harness" / "metrics").rglob("*.py")], quantization_fingerprint())
+    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py")]
+    for folder in ("metrics", "zeroshot"):
+        files += (_ROOT / "harness" / folder).rglob("*.py")
+    return _hash_files(files, quantization_fingerprint())
 
 
 def _hash_files(files: list[Path], start: str = "") -> str:

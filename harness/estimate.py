@@ -13,13 +13,14 @@ from functools import cache
 import psutil
 import torch
 
-from harness.catalog import ModelEntry, models
+from harness.catalog import ModelEntry, find_task, models
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import RunSpec
+from harness.spec import EvaluationSpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _ALL_WINDOWS = 150  # what "all windows" of WikiText-2 come to, give or take the tokenizer
+_TOKENS_AN_ANSWER = 60  # of a zero-shot task: its question and one answer, give or take the task
 _LOAD_SECONDS_PER_PARAMETER = 3e-8
 _QUANTIZE_SECONDS_PER_WEIGHT = 6e-7
 _ATTENTION_SHARE = 1.4  # forward pass with attention and loss over its matrix products alone
@@ -39,8 +40,7 @@ def estimate(spec: RunSpec) -> Estimate:
     speed = _operations_per_second(spec.model.device, spec.model.dtype)
     seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
     for evaluation in spec.evaluations:
-        tokens = (evaluation.windows or _ALL_WINDOWS) * evaluation.context
-        seconds += _ATTENTION_SHARE * 2 * parameters * tokens / speed
+        seconds += _ATTENTION_SHARE * 2 * parameters * _tokens(evaluation) / speed
     memory = parameters * _BYTES[spec.model.dtype] + 1_500_000_000
     if torch.device(spec.model.device).type != "cpu" and memory > available_memory(spec.model.device):
         # Blocks then come to the device one at a time; the largest models of the catalogue have 60 and more.
@@ -53,6 +53,14 @@ def estimate(spec: RunSpec) -> Estimate:
         seconds += 3 * _ATTENTION_SHARE * 2 * weights * tokens / speed
         memory += int(tokens * (weights / 1e6) ** 0.5 * 64)
     return Estimate(seconds, memory)
+
+
+def _tokens(evaluation: EvaluationSpec) -> int:
+    """Tokens that go through the model for one evaluation."""
+    if isinstance(evaluation, ZeroShotSpec):
+        task = find_task(evaluation.task)
+        return min(evaluation.limit or task.documents, task.documents) * task.choices * _TOKENS_AN_ANSWER
+    return (evaluation.windows or _ALL_WINDOWS) * evaluation.context
 
 
 def available_memory(device: str) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from harness.catalog import corpora, models
+from harness.catalog import corpora, models, tasks
 from harness.experiments import experiment_names, load_experiment
 
 
 def show(what: str, console: Console | None = None) -> None:
-    """Print the list of "methods", "models", "corpora" or "experiments"."""
+    """Print the list of "methods", "models", "corpora", "tasks" or "experiments"."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=160)
-    table = {"methods": _methods, "models": _models, "corpora": _corpora, "experiments": _experiments}[what]()
+    table = {"methods": _methods, "models": _models, "corpora": _corpora, "tasks": _tasks, "experiments": _experiments}[
+        what
+    ]()
     console.print(table)
 
 
@@ -45,6 +47,13 @@ def _corpora() -> Table:
         origin = f"hub {entry.hub['path']}" if entry.hub else f"wheel {entry.asset.name if entry.asset else '?'}"
         table.add_row(name, entry.sample_of or "", ", ".join(entry.local.values()), origin)
     table.caption = "also: any UTF-8 text file"
+    return table
+
+
+def _tasks() -> Table:
+    table = Table("task", "split", "documents", "below SAGEBENCH_DATA", "stock task of lm-evaluation-harness")
+    for name, entry in tasks().items():
+        table.add_row(name, entry.split, str(entry.documents), entry.local, entry.stock)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.catalog import find_task
 from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
@@ -15,7 +16,17 @@ from harness.hub import hub_allowed
 from harness.models.source import fingerprint, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
-from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+from harness.spec import (
+    CalibrationSpec,
+    DivergenceSpec,
+    EvaluationSpec,
+    MethodSpec,
+    ModelSpec,
+    PerplexitySpec,
+    RunSpec,
+    ZeroShotSpec,
+)
+from harness.zeroshot.tasks import task_data, task_source
 from kernels.errors import InputError, did_you_mean
 from methods import create_method
 from methods.registry import method_names
@@ -30,7 +41,10 @@ class Choices:
     models: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     corpora: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     windows: int | None = None
+    limit: int | None = None  # examples of a zero-shot task; 0 for all
+    divergence: bool = False
     context: int | None = None
     calibration_samples: int | None = None
     calibration_corpus: str | None = None
@@ -71,7 +85,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
     names = tuple(dict.fromkeys(choices.models)) or (experiment.models if profile.models == "paper" else profile.models)
     rows = _chosen_rows(experiment, choices.methods)
-    evaluations = _evaluations(experiment, choices, profile, sources)
+    evaluations, remarks = _evaluations(experiment, choices, profile, sources)
     # Calibration text is a means, not a result: the embedded profile takes its own sample even where the hub is there.
     calibration = _calibration(choices, profile, profile_name)
     planned: list[PlannedRow] = []
@@ -98,11 +112,18 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
         item=experiment.item,
         title=experiment.title,
         metric=experiment.metric,
-        datasets=tuple(dataset_name(corpus) for corpus in choices.corpora or experiment.corpora),
+        datasets=_datasets(experiment, choices),
         rows=tuple(planned),
-        notes=(f"Profile: {profile_name}.",),
+        notes=(f"Profile: {profile_name}.", *remarks, *experiment.notes),
     )
     return plan
+
+
+def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
+    """What the table is about, as the claims call it: corpora, or tasks."""
+    if experiment.metric == "accuracy":
+        return choices.tasks or experiment.tasks
+    return tuple(dataset_name(corpus) for corpus in choices.corpora or experiment.corpora)
 
 
 def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
@@ -148,7 +169,12 @@ def _check_device(device: str) -> None:
 
 def _evaluations(
     experiment: Experiment, choices: Choices, profile: Profile, sources: str
-) -> tuple[EvaluationSpec, ...]:
+) -> tuple[tuple[EvaluationSpec, ...], tuple[str, ...]]:
+    """What every run measures, and what the caption must say of what cannot be measured here."""
+    if experiment.metric == "accuracy":
+        return _task_evaluations(experiment, choices, profile, sources)
+    if choices.tasks or choices.limit is not None:
+        raise InputError(f"--tasks and --limit are for zero-shot tables; {experiment.name} measures perplexity")
     corpora = choices.corpora or experiment.corpora
     shown: dict[str, str] = {}
     for corpus in corpora:
@@ -159,17 +185,50 @@ def _evaluations(
             )
     windows = choices.windows if choices.windows is not None else profile.windows
     context = 2048 if choices.context is None else choices.context
-    evaluations = []
-    for corpus in corpora:
-        found = resolve_corpus(corpus, sources, "test")
-        values = {
-            "corpus": found,
-            "context": context,
-            "windows": windows,
-            "content": local_checksum(found, "test"),
-        }
-        evaluations.append(validated(EvaluationSpec, values, f"evaluation on {corpus!r}"))
-    return tuple(evaluations)
+    specs: list[EvaluationSpec] = []
+    kinds: tuple[type[PerplexitySpec] | type[DivergenceSpec], ...] = (PerplexitySpec,)
+    for kind in (*kinds, DivergenceSpec) if choices.divergence else kinds:
+        for corpus in corpora:
+            found = resolve_corpus(corpus, sources, "test")
+            values = {
+                "corpus": found,
+                "context": context,
+                "windows": windows,
+                "content": local_checksum(found, "test"),
+            }
+            specs.append(validated(kind, values, f"evaluation on {corpus!r}"))
+    return tuple(specs), ()
+
+
+def _task_evaluations(
+    experiment: Experiment, choices: Choices, profile: Profile, sources: str
+) -> tuple[tuple[EvaluationSpec, ...], tuple[str, ...]]:
+    """The tasks whose documents can be had; a task that was asked for by name must be one of them."""
+    if choices.corpora or choices.windows is not None or choices.divergence:
+        raise InputError(
+            f"--corpus, --windows and --divergence are for tables of perplexity; {experiment.name} measures tasks"
+        )
+    limit = profile.limit if choices.limit is None else choices.limit or None
+    specs, absent = [], []
+    for task in choices.tasks or experiment.tasks:
+        source = task_source(task, sources)
+        if source is None and choices.tasks:
+            raise InputError(
+                f"task {task!r} is not here: put it below SAGEBENCH_DATA as {find_task(task).local}, "
+                "or use --profile paper to fetch it from the hub"
+            )
+        if source is None:
+            absent.append(task)
+            continue
+        content = task_data(task, source).sha256 if source == "local" else None
+        values = {"task": task, "source": source, "limit": limit, "content": content and content[:16]}
+        specs.append(validated(ZeroShotSpec, values, f"task {task!r}"))
+    if not specs:
+        raise InputError(
+            f"{experiment.name}: none of its tasks is here ({', '.join(absent)}); set SAGEBENCH_DATA to a folder "
+            "with zeroshot/*.jsonl, or use --profile paper to fetch them from the hub"
+        )
+    return tuple(specs), (f"Not measured, no data here: {', '.join(absent)}.",) if absent else ()
 
 
 def _calibration(choices: Choices, profile: Profile, sources: str) -> CalibrationSpec:

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from harness.cache import require_space
+from harness.cache import cache_limit, require_space
 from harness.calibration import check_sample_size
 from harness.estimate import available_memory, estimate
 from harness.models.source import block_matrices, resolve_model, tensor_shapes
 from harness.planning import Plan
-from harness.quantized_cache import cache_limit
 from harness.records import RecordStore
 from kernels.errors import InputError
 from methods import create_method
@@ -27,7 +26,7 @@ def check_output(out: Path, store: RecordStore) -> None:
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
     require_space(store.folder, _RECORD_BYTES, "records")
-    cache_limit()
+    cache_limit(0)
 
 
 def check_methods(plan: Plan, store: RecordStore) -> None:

@@ -68,8 +68,16 @@ class TerminalReporter(Reporter):
         if record is None or not record["metrics"]:
             self._console.print(f"  {status}", markup=False, highlight=False, soft_wrap=True)
             return
-        found = ", ".join(f"{metric['dataset']} {metric['value']:.3f}" for metric in record["metrics"])
+        found = ", ".join(_measured(metric) for metric in record["metrics"])
         bits = record["ledger"]["payload_bits"]
         took = f", {time.monotonic() - self._started:.0f} s" if status == "done" else ""
-        line = f"  {status}: {spec.describe()}: perplexity {found}; {bits:.3f} bits per weight{took}"
+        line = f"  {status}: {spec.describe()}: {found}; {bits:.3f} bits per weight{took}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _measured(entry: dict[str, Any]) -> str:
+    """One measurement in a few words."""
+    if entry["metric"] == "zeroshot":
+        return f"{entry['dataset']} {entry['value']:.1f} %"
+    name = "KL" if entry["metric"] == "divergence" else entry["metric"]
+    return f"{name} {entry['dataset']} {entry['value']:.3f}"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from harness.cache import cache_folder, require_space
+from harness.cache import cache_folder, cache_limit, prune, require_space
 from harness.quantize import LayerLog, QuantizedModel
 from kernels.atomic import atomic_path, write_text
 from kernels.errors import InputError
@@ -47,7 +46,7 @@ def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any], int] | Non
     except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    os.utime(described)  # used now: `_prune` goes by it
+    os.utime(described)  # used now: pruning goes by it
     return QuantizedModel(packed, layers, folded), phases, file_bytes
 
 
@@ -67,47 +66,5 @@ def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) 
     }
     size = (folder / "packed.safetensors").stat().st_size
     write_text(folder / "quantized.json", json.dumps({**content, "file_bytes": size}))
-    _prune(keep=folder)
+    prune(folder, "quantized.json", cache_limit(_DEFAULT_GB))
     return size
-
-
-def _prune(keep: Path) -> None:
-    limit = cache_limit()
-    entries = sorted(
-        (folder for folder in keep.parent.iterdir() if folder != keep and folder.is_dir()),
-        key=_last_used,
-        reverse=True,
-    )
-    used = _size(keep)
-    for folder in entries:
-        used += _size(folder)
-        if used > limit:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def cache_limit() -> float:
-    """Bytes that the cache may take."""
-    asked = os.environ.get("SAGEBENCH_CACHE_GB", str(_DEFAULT_GB))
-    try:
-        limit = float(asked) * 1e9
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < float("inf"):
-        raise InputError(f"SAGEBENCH_CACHE_GB={asked!r}; it must be a number of gigabytes, 0 or more")
-    return limit
-
-
-def _last_used(folder: Path) -> float:
-    """Time of last use; 0 for a folder that another process has just removed, or never finished."""
-    try:
-        return (folder / "quantized.json").stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for file in folder.glob("*"):
-        with suppress(OSError):  # another process may be pruning too
-            total += file.stat().st_size
-    return total

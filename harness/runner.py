@@ -9,16 +9,24 @@ from typing import Any
 
 from harness.calibration import check_sample_size
 from harness.catalog import models
-from harness.corpora import Text, calibration_windows, dataset_name, load_text, tokenize
+from harness.corpora import Text, calibration_windows, load_text
 from harness.environment import environment_record, quantization_fingerprint
+from harness.evaluations import (
+    check_vocabulary,
+    gap,
+    make_reference,
+    measure,
+    prepare,
+    same_as_reference,
+    text_record,
+)
 from harness.ledger import build_ledger
-from harness.metrics.perplexity import cut_windows, perplexity
 from harness.metrics.phases import Phases
 from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import load_quantized, save_quantized
-from harness.spec import EvaluationSpec, RunSpec
+from harness.spec import RunSpec, ZeroShotSpec
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
 
@@ -59,26 +67,22 @@ def run(
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
-        texts = [_evaluation_text(evaluation, loaded) for evaluation in spec.evaluations]
+        evaluations = [prepare(evaluation, loaded) for evaluation in spec.evaluations]
         calibration = _calibration(spec, method, loaded)
+    for evaluation in evaluations:
+        if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
+            with phases.measure("reference"):
+                make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
     quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
     metrics = []
-    for evaluation, (text, ids) in zip(spec.evaluations, texts, strict=True):
-        what = f"perplexity on {text.dataset}"
+    for evaluation in evaluations:
+        steps = partial(_with_label, progress, evaluation.label)
         with phases.measure("evaluate"):
-            result = perplexity(
-                loaded.model,
-                ids,
-                context=evaluation.context,
-                limit=evaluation.windows,
-                bos=_starts_with_bos(ids, loaded.tokenizer),
-                progress=partial(_with_label, progress, what),
-            )
-        metrics.append({**result.as_record(), "corpus": text.corpus, "dataset": text.dataset, "split": text.split})
+            metrics.append(measure(evaluation, loaded, origin["key"], steps, fresh=fresh))
     reference_entry = _compare(spec, metrics, reference)
     return {
         "spec": spec.model_dump(mode="json"),
@@ -90,8 +94,8 @@ def run(
             "provenance": asdict(method.provenance),
         },
         "data": {
-            "calibration": None if calibration is None else _text_record(calibration[0]),
-            "evaluations": [_text_record(text) for text, _ in texts],
+            "calibration": None if calibration is None else text_record(calibration[0]),
+            "evaluations": [evaluation.data_record() for evaluation in evaluations],
         },
         "metrics": metrics,
         "reference": reference_entry,
@@ -107,17 +111,6 @@ def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _evaluation_text(evaluation: EvaluationSpec, loaded: LoadedModel) -> tuple[Text, Any]:
-    text = load_text(evaluation.corpus, evaluation.split)
-    ids = tokenize(text, loaded.tokenizer)
-    _check_vocabulary(ids, loaded)
-    try:
-        cut_windows(ids, evaluation.context)
-    except InputError as error:
-        raise InputError(f"corpus {text.corpus!r} ({text.split}): {error}") from None
-    return text, ids
-
-
 def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
     if method.needs == "nothing":
         return None
@@ -128,27 +121,19 @@ def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel)
     text = load_text(spec.calibration.corpus, spec.calibration.split)
     asked = spec.calibration
     windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
-    _check_vocabulary(windows, loaded)
+    check_vocabulary(windows, loaded)
     return text, windows
 
 
 def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
     """Beyond its positions a model fails, or its numbers mean nothing."""
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    asked = [part.context for part in (*spec.evaluations, spec.calibration) if part is not None]
+    parts = (*spec.evaluations, spec.calibration)
+    asked = [part.context for part in parts if part is not None and not isinstance(part, ZeroShotSpec)]
     if positions is not None and max(asked, default=0) > positions:
         raise InputError(
             f"context {max(asked)} is longer than the {positions} positions of model {spec.model.name!r}; "
             f"use --context {positions} or less"
-        )
-
-
-def _check_vocabulary(ids: Any, loaded: LoadedModel) -> None:
-    known = loaded.model.get_input_embeddings().num_embeddings
-    if ids.numel() and int(ids.max()) >= known:
-        raise InputError(
-            f"the tokenizer of model {loaded.source.name!r} gives token {int(ids.max())}, but the model has a "
-            f"vocabulary of {known}; give the tokenizer that the model was trained with"
         )
 
 
@@ -182,32 +167,18 @@ def _quantize(
     return quantized, {"key": key, "from_cache": False, "file_bytes": size}
 
 
-def _starts_with_bos(ids: Any, tokenizer: Any) -> bool:
-    return tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
-
-
 def _compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the unquantized model has under the same protocol; a quantized model must not equal it exactly."""
     if reference is None or spec.method.name == UNQUANTIZED:
         return None
-    gaps = []
-    for mine, theirs in zip(metrics, reference["metrics"], strict=True):
-        if mine["nll"] == theirs["nll"]:
-            raise NoOpError(
-                f"{spec.describe()}: perplexity on {mine['dataset']} equals the unquantized model's exactly"
-            )
-        gaps.append(mine["nll"] - theirs["nll"])
-    return {"key": reference["key"], "nll_gap": gaps}
-
-
-def _text_record(text: Text) -> dict[str, str]:
-    return {
-        "corpus": text.corpus,
-        "dataset": dataset_name(text.corpus),
-        "split": text.split,
-        "source": text.source if text.source.startswith(("wheel", "hub")) else text.source.rsplit("/", 1)[-1],
-        "sha256": text.sha256,
-    }
+    pairs = list(zip(metrics, reference["metrics"], strict=True))
+    for mine, theirs in pairs:
+        if same_as_reference(mine, theirs):
+            what = f"{mine['metric']} on {mine['dataset']}"
+            raise NoOpError(f"{spec.describe()}: {what} equals the unquantized model's exactly")
+    entry = {"key": reference["key"], "gaps": [gap(mine, theirs) for mine, theirs in pairs]}
+    nll_gaps = [gap(mine, theirs) for mine, theirs in pairs if mine["metric"] == "perplexity"]
+    return {**entry, "nll_gap": nll_gaps} if nll_gaps else entry
 
 
 def _warnings(quantized: QuantizedModel, spec: RunSpec) -> list[str]:
@@ -225,7 +196,7 @@ def _anchor_warnings(spec: RunSpec, metrics: list[dict[str, Any]]) -> list[str]:
     return [
         f"unquantized perplexity {metric['value']:.3f} on wikitext2 is not the published {entry.anchor:.2f}"
         for metric in metrics
-        if (metric["dataset"], metric["context"]) == ("wikitext2", 2048)
+        if (metric["metric"], metric["dataset"], metric.get("context")) == ("perplexity", "wikitext2", 2048)
         and metric["windows"] == metric["windows_available"]
         and abs(metric["value"] - entry.anchor) > _ANCHOR_TOLERANCE
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,7 +43,7 @@ class CalibrationSpec(Spec):
     """Checksum of the text, where it comes from a local file."""
 
 
-class EvaluationSpec(Spec):
+class PerplexitySpec(Spec):
     metric: Literal["perplexity"] = "perplexity"
     corpus: str
     split: str = "test"
@@ -52,6 +52,33 @@ class EvaluationSpec(Spec):
     """How many windows from the start of the text; None for all."""
     content: str | None = None
     """Checksum of the text, where it comes from a local file."""
+
+
+class ZeroShotSpec(Spec):
+    metric: Literal["zeroshot"] = "zeroshot"
+    task: str
+    source: Literal["local", "hub"]
+    """Where the documents come from: the folder SAGEBENCH_DATA, or the data set that the stock task names."""
+    limit: int | None = Field(None, ge=1)
+    """How many documents from the start of the split; None for all."""
+    content: str | None = None
+    """Checksum of the documents, where they come from a local file."""
+
+
+class DivergenceSpec(Spec):
+    metric: Literal["divergence"] = "divergence"
+    corpus: str
+    split: str = "test"
+    context: int = Field(2048, ge=2)
+    windows: int | None = Field(None, ge=1)
+    reference_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Dtype of the unquantized model that gives P_ref, whatever the dtype of the run."""
+    content: str | None = None
+    """Checksum of the text, where it comes from a local file."""
+
+
+# What a run measures, told apart by `metric`. The JSON form of a perplexity evaluation is part of every old key.
+EvaluationSpec = Annotated[PerplexitySpec | ZeroShotSpec | DivergenceSpec, Field(discriminator="metric")]
 
 
 class RunSpec(Spec):

@@ -1,4 +1,4 @@
-"""The catalogue: models, corpora and assets by name, as YAML files beside this module."""
+"""The catalogue: models, corpora, zero-shot tasks and assets by name, as YAML files beside this module."""
 
 from __future__ import annotations
 
@@ -64,6 +64,17 @@ class CorpusEntry(Entry):
     limit_tokens: dict[str, int] = {}
 
 
+class TaskEntry(Entry):
+    """A zero-shot task by its name in lm-evaluation-harness; see tasks.yaml for the fields."""
+
+    stock: str
+    local: str
+    split: Literal["test", "validation"]
+    fields: list[str]
+    documents: int
+    choices: int
+
+
 E = TypeVar("E", bound=Entry)
 
 
@@ -83,6 +94,11 @@ def corpora() -> dict[str, CorpusEntry]:
 
 
 @cache
+def tasks() -> dict[str, TaskEntry]:
+    return _read("tasks", TaskEntry)
+
+
+@cache
 def assets() -> dict[str, Asset]:
     return _read("assets", Asset)
 
@@ -92,3 +108,10 @@ def find_corpus(name: str) -> CorpusEntry:
     if name not in corpora():
         raise InputError(f"unknown corpus {name!r}" + did_you_mean(name, corpora()))
     return corpora()[name]
+
+
+def find_task(name: str) -> TaskEntry:
+    """The zero-shot task called `name`. Raises InputError with suggestions."""
+    if name not in tasks():
+        raise InputError(f"unknown zero-shot task {name!r}" + did_you_mean(name, tasks()))
+    return tasks()[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kernels.errors import InputError, did_you_mean
 from methods.validation import explain
@@ -18,25 +18,37 @@ class _Data(BaseModel):
 
 
 class Row(_Data):
-    """A row of a table: a method with options, under the name that the claims give it."""
+    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it."""
 
     method: str
     setting: str
     label: str
     options: dict[str, Any] = {}
     note: str = ""
+    ours: bool = False
 
 
 class Experiment(_Data):
-    """A table of the paper. models and corpora: names of the catalogue."""
+    """A table of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every caption."""
 
     name: str
     item: str
     title: str
-    metric: Literal["perplexity"]
-    corpora: tuple[str, ...] = Field(min_length=1)
+    metric: Literal["perplexity", "accuracy"]
+    corpora: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_something_to_measure(self) -> Experiment:
+        wanted, other = ("corpora", "tasks") if self.metric == "perplexity" else ("tasks", "corpora")
+        if not getattr(self, wanted):
+            raise ValueError(f"{wanted}=[]: a table of {self.metric} needs at least one")
+        if getattr(self, other):
+            raise ValueError(f"{other}={list(getattr(self, other))}: a table of {self.metric} has none")
+        return self
 
 
 class CalibrationDefaults(_Data):
@@ -46,11 +58,13 @@ class CalibrationDefaults(_Data):
 
 
 class Profile(_Data):
-    """Defaults of a profile. models: "paper" for the experiment's own. windows: None for all. options: by method."""
+    """Defaults of a profile. models: "paper" for the experiment's own. windows, limit (examples of a zero-shot task):
+    None for all. options: by method."""
 
     models: Literal["paper"] | tuple[str, ...]
     dtype: Literal["float32", "float16", "bfloat16"]
     windows: int | None = Field(ge=1)
+    limit: int | None = Field(ge=1)
     calibration: CalibrationDefaults
     options: dict[str, dict[str, Any]] = {}
 
@@ -88,7 +102,7 @@ def _parse(text: str, where: str) -> Experiment:
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{where} must hold name, item, title, metric, corpora, models and rows")
+        raise InputError(f"{where} must hold name, item, title, metric, corpora or tasks, models and rows")
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:

@@ -24,7 +24,8 @@ _ROWS = 256
 @dataclass(frozen=True)
 class Perplexity:
     """value: perplexity. nll: mean negative log-likelihood in nats a token; nll_stderr: its standard error over
-    windows, None for a single one. tokens: targets scored. dtype: of the logits; the loss is float32 in any case."""
+    windows, None for a single one. tokens: targets scored. dtype: of the logits; the loss is float32 in any case.
+    window_nll: the loss of each window, for paired comparisons."""
 
     value: float
     nll: float
@@ -36,6 +37,7 @@ class Perplexity:
     stride: int
     dtype: str
     bos: bool
+    window_nll: list[float]
 
     def as_record(self) -> dict[str, Any]:
         return {"metric": "perplexity", **asdict(self)}
@@ -101,4 +103,5 @@ def perplexity(
         stride=context,
         dtype=dtype,
         bos=bos,
+        window_nll=losses,
     )

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from harness.claims import Claim, find
 from harness.plan import TablePlan
-from harness.report.document import Document
+from harness.report.accuracy_table import accuracy_tables
+from harness.report.divergence_table import divergence_tables
+from harness.report.document import Document, Table
 from harness.report.measured_table import measured_table
 from harness.report.paper_table import paper_tables
 from harness.report.records_view import distinct
@@ -17,12 +19,19 @@ def build_document(plan: TablePlan, records: Records, claims: Sequence[Claim]) -
     """The page of a plan; `records` are run records by run key."""
     rows = build_rows(plan, records, claims)
     models = _models_with_a_table(plan, claims)
+    measured: list[Table] = []
+    for model in models:
+        if plan.metric == "accuracy":
+            measured += accuracy_tables(plan, rows, model)
+        else:
+            measured.append(measured_table(plan, rows, model))
+        measured += divergence_tables(plan, records, model)
     return Document(
         name=plan.name,
         title=plan.title,
         # Measured tables carry the notes in their captions, where a table that is copied out keeps them.
         notes=() if models else plan.notes,
-        tables=(*(measured_table(plan, rows, model) for model in models), *paper_tables(plan, claims)),
+        tables=(*measured, *paper_tables(plan, claims)),
         run_keys=tuple(key for key in plan.run_keys if key in records),
     )
 

@@ -14,7 +14,6 @@ from harness.report.records_view import distinct
 from harness.report.rows import TidyRow
 
 UNQUANTIZED = "fp16"
-_HIGHER_IS_BETTER = {"accuracy"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def measured_table(plan: TablePlan, rows: Sequence[TidyRow], model: str) -> Tabl
         for fact in ("protocol", "calibration")
         if any(len(distinct(line.fact(fact, dataset) for line in lines)) > 1 for dataset in datasets)
     ]
-    best = {dataset: _best(lines, dataset, plan.metric) for dataset in datasets}
+    best = {dataset: _best(lines, dataset) for dataset in datasets}
     footnotes = Footnotes()
     body = []
     for line in lines:
@@ -61,7 +60,7 @@ def measured_table(plan: TablePlan, rows: Sequence[TidyRow], model: str) -> Tabl
         notes += [line.fact(fact, dataset) for fact in uneven for dataset in datasets]
         body.append(_cells(line, datasets, with_paper, best, footnotes.marks(distinct(notes))))
     return Table(
-        name=f"{plan.name}-{_slug(model)}",
+        name=f"{plan.name}-{slug(model)}",
         title=f"{model}: {plan.metric}",
         caption=(*_caption(lines, datasets), *plan.notes),
         columns=_columns(plan, datasets, with_paper),
@@ -107,14 +106,14 @@ def _shared_notes(lines: Sequence[_Line]) -> tuple[str, ...]:
     return tuple(note for note in of_line[0] if all(note in notes for notes in of_line))
 
 
-def _best(lines: Sequence[_Line], dataset: str, metric: str) -> float | None:
+def _best(lines: Sequence[_Line], dataset: str) -> float | None:
     """The best measured value of a quantized row; the unquantized model would win every time."""
     values = [
         row.measured
         for row in (line.rows.get(dataset) for line in lines)
         if row is not None and row.method != UNQUANTIZED and row.measured is not None and isfinite(row.measured)
     ]
-    return (max if metric in _HIGHER_IS_BETTER else min)(values, default=None)
+    return min(values, default=None)
 
 
 def _columns(plan: TablePlan, datasets: Sequence[str], with_paper: Sequence[str]) -> tuple[Column, ...]:
@@ -185,5 +184,6 @@ def _remarks(lines: Sequence[_Line], datasets: Sequence[str], shared: Sequence[s
     return tuple(remarks)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as part of a name: small letters, digits and "-"."""
     return re.sub(r"[^0-9A-Za-z]+", "-", text).strip("-").lower()

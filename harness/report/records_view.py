@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Accuracies of a zero-shot task by the metric's name in tables and claims, and in lm-evaluation-harness.
+_SCORES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -21,13 +24,14 @@ class Measurement:
     dataset: str
     value: float
     stderr: float | None  # in the unit of `value`
-    windows: int | None
+    windows: int | None  # of a task: its examples
     windows_available: int | None
     protocol: str  # "12 of 148 windows of wikitext2, context 2048, float32"
+    unit: str = "window"  # what is counted: "window" or "example"
 
     @property
     def is_subset(self) -> bool:
-        """True if only some of the dataset's windows were used."""
+        """True if only some of the dataset's windows or examples were used."""
         return None not in (self.windows, self.windows_available) and self.windows != self.windows_available
 
 
@@ -63,7 +67,14 @@ class RecordView:
         found: dict[str, Measurement] = {}
         entries = self._record.get("metrics")
         for entry in entries if isinstance(entries, list) else []:
-            if not isinstance(entry, Mapping) or entry.get("metric") != metric:
+            if not isinstance(entry, Mapping):
+                continue
+            if entry.get("metric") == "zeroshot" and metric in _SCORES:
+                score = self._score(entry, metric)
+                if score is not None and score.dataset not in found:
+                    found[score.dataset] = score
+                continue
+            if entry.get("metric") != metric:
                 continue
             value = _number(entry, "value")
             dataset = _text(entry, "dataset") or _text(entry, "corpus")
@@ -86,6 +97,32 @@ class RecordView:
             windows=_count(entry, "windows"),
             windows_available=_count(entry, "windows_available"),
             protocol=self._protocol(entry, dataset),
+        )
+
+    def _score(self, entry: Mapping[str, Any], metric: str) -> Measurement | None:
+        """One accuracy of a zero-shot task, in percent; None if the task has no such metric."""
+        score = _mapping(entry, "scores", _SCORES[metric])
+        value = _number(score, "value")
+        if value is None:
+            return None
+        examples, available = _count(entry, "examples"), _count(entry, "examples_available")
+        part = "" if examples == available else f"first {examples} of "
+        version, harness = _text(entry, "task_version"), _text(entry, "lm_eval")
+        return Measurement(
+            metric=metric,
+            dataset=_text(entry, "dataset"),
+            value=value,
+            stderr=_number(score, "stderr"),
+            windows=examples,
+            windows_available=available,
+            protocol=_join(
+                "0-shot",
+                f"lm_eval {harness}" if harness else "",
+                _text(entry, "dtype"),
+                "reparameterized weights" if self.reparameterized else "",
+                f"{part}{available} examples of {_text(entry, 'dataset')}" + (f" v{version}" if version else ""),
+            ),
+            unit="example",
         )
 
     def _protocol(self, entry: Mapping[str, Any], dataset: str) -> str:

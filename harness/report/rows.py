@@ -19,6 +19,8 @@ COLUMNS = (
     "item", "method", "setting", "model", "metric", "dataset", "paper", "measured", "stderr", "difference",
     "nominal_weight_bits", "nominal_scale_bits", "payload_bits", "total_bytes", "run_key", "note",
 )  # fmt: skip
+# acc_norm of a zero-shot task; KL from the unquantized model.
+FURTHER_METRICS = ("accuracy_norm", "divergence")
 Records = Mapping[str, Mapping[str, Any]]
 
 
@@ -66,6 +68,7 @@ def build_rows(plan: TablePlan, records: Records, claims: Iterable[Claim]) -> tu
         record = None if planned.run_key is None else records.get(planned.run_key)
         view = None if record is None else RecordView(record)
         rows += _metric_rows(plan, planned, view, of_item)
+        rows += _further_rows(plan, planned, view)
         rows += _bit_rows(plan, planned, view, of_item)
     return tuple(rows)
 
@@ -87,9 +90,19 @@ def _metric_rows(
         if measured is not None and dataset not in known:
             notes.append(f"{dataset} is not the paper's {' or '.join(plan.datasets)}; the two cannot be compared")
         if claim is not None and measured is not None and measured.is_subset:
-            notes.append("the paper used every window, this run a part; the difference is indicative only")
+            notes.append(f"the paper used every {measured.unit}, this run a part; the difference is indicative only")
         rows.append(_row(plan, planned, view, plan.metric, dataset, claim, measured, notes))
     return rows
+
+
+def _further_rows(plan: TablePlan, planned: PlannedRow, view: RecordView | None) -> list[TidyRow]:
+    """What was measured beside the table's own metric, for which the paper has no number."""
+    return [
+        _row(plan, planned, view, metric, dataset, None, measured, _run_notes(planned, view))
+        for metric in FURTHER_METRICS
+        if view is not None and metric != plan.metric
+        for dataset, measured in view.measurements(metric).items()
+    ]
 
 
 def _bit_rows(

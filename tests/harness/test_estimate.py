@@ -2,7 +2,7 @@ import pytest
 
 from harness import estimate as module
 from harness.estimate import available_memory, estimate
-from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def spec_of(method="fp16", *, model="opt-1.3b", windows=10, samples=8, dtype="fl
         model=ModelSpec(name=model, dtype=dtype),
         method=MethodSpec(name=method),
         calibration=calibration,
-        evaluations=(EvaluationSpec(corpus="wikitext2", windows=windows),),
+        evaluations=(PerplexitySpec(corpus="wikitext2", windows=windows),),
     )
 
 
@@ -26,6 +26,16 @@ def test_the_forward_passes_of_an_evaluation_are_counted():
     more = estimate(spec_of(windows=20)).seconds - estimate(spec_of(windows=10)).seconds
     assert 10 * per_window <= more <= 20 * per_window
     assert estimate(spec_of(windows=None)).seconds > estimate(spec_of(windows=100)).seconds
+
+
+def test_a_task_costs_what_its_documents_and_answers_do():
+    def seconds(task, limit):
+        evaluations = (ZeroShotSpec(task=task, source="hub", limit=limit),)
+        return estimate(spec_of().model_copy(update={"evaluations": evaluations})).seconds
+
+    nothing = estimate(spec_of().model_copy(update={"evaluations": ()})).seconds
+    assert seconds("arc_easy", 100) - nothing == pytest.approx(2 * (seconds("piqa", 100) - nothing))
+    assert seconds("piqa", 9999) == seconds("piqa", None) > seconds("piqa", 200)
 
 
 def test_quantization_and_calibration_cost_more():

@@ -1,3 +1,4 @@
+import documents
 import pytest
 import tiny
 
@@ -197,3 +198,74 @@ def test_the_paper_profile_plans_the_paper_s_models_without_fetching_any(choices
     plan = plan_table(load_experiment("table1"), choices(profile="paper", models=(), methods=("fp16",)))
     assert [spec.model.name for spec in plan.runs] == list(load_experiment("table1").models)
     assert all(spec.evaluations[0].windows is None for spec in plan.runs)
+
+
+@pytest.fixture
+def tasks_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEBENCH_DATA", str(documents.write(tmp_path / "data", "piqa", "arc_challenge", "arc_easy")))
+
+
+@pytest.fixture
+def for_tasks(choices):
+    def choose(**more):
+        return choices(**{"corpora": (), "context": None, **more})
+
+    return choose
+
+
+def test_a_table_of_accuracy_measures_the_tasks_that_are_here_and_names_the_others(for_tasks, tasks_here):
+    plan = plan_table(load_experiment("table4"), for_tasks())
+    assert [(one.task, one.source, one.limit) for one in plan.runs[0].evaluations] == [
+        ("piqa", "local", 200), ("arc_challenge", "local", 200), ("arc_easy", "local", 200),
+    ]  # fmt: skip
+    assert [spec.method.name for spec in plan.runs] == ["fp16", "gptq", "billm", "sage-ptq"]
+    assert plan.table.metric == "accuracy"
+    assert "Not measured, no data here: boolq, openbookqa, winogrande, hellaswag." in plan.table.notes
+    assert any("ARC-e" in note for note in plan.table.notes)
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, 200), (7, 7), (0, None)])
+def test_the_limit_is_the_profile_s_unless_asked_for_and_0_is_all(for_tasks, tasks_here, asked, limit):
+    plan = plan_table(load_experiment("table4"), for_tasks(limit=asked, tasks=("piqa",)))
+    assert [one.limit for one in plan.runs[0].evaluations] == [limit]
+
+
+def test_the_paper_profile_scores_every_example_of_the_hub(for_tasks, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    plan = plan_table(load_experiment("table4"), for_tasks(profile="paper", models=(), methods=("fp16",)))
+    assert {(one.source, one.limit) for one in plan.runs[0].evaluations} == {("hub", None)}
+    assert len(plan.runs[0].evaluations) == 7
+
+
+def test_divergence_is_measured_on_the_same_windows_as_perplexity(experiment, choices):
+    plain, more = (plan_table(experiment, choices(divergence=on, windows=3)).runs[1] for on in (False, True))
+    assert [one.metric for one in more.evaluations] == ["perplexity", "divergence"]
+    assert more.evaluations[0] == plain.evaluations[0]
+    assert (more.evaluations[1].corpus, more.evaluations[1].windows) == (plain.evaluations[0].corpus, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"tasks": ("boolq",)}, "task 'boolq' is not here: put it below SAGEBENCH_DATA as zeroshot/boolq.jsonl"),
+        ({"tasks": ("piqqa",)}, "unknown zero-shot task 'piqqa'; did you mean 'piqa'"),
+        ({"windows": 3}, "--corpus, --windows and --divergence are for tables of perplexity"),
+        ({"divergence": True}, "--corpus, --windows and --divergence are for tables of perplexity"),
+        ({"corpora": ("c4",)}, "--corpus, --windows and --divergence are for tables of perplexity"),
+    ],
+)
+def test_bad_choices_for_a_table_of_accuracy_are_named(for_tasks, tasks_here, more, problem):
+    with pytest.raises(InputError) as caught:
+        plan_table(load_experiment("table4"), for_tasks(**more))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{"tasks": ("piqa",)}, {"limit": 5}])
+def test_tasks_mean_nothing_for_a_table_of_perplexity(experiment, choices, more):
+    with pytest.raises(InputError, match="--tasks and --limit are for zero-shot tables; small measures perplexity"):
+        plan_table(experiment, choices(**more))
+
+
+def test_without_any_documents_the_way_out_is_named(for_tasks):
+    with pytest.raises(InputError, match=r"table4: none of its tasks is here .*; set SAGEBENCH_DATA to a folder"):
+        plan_table(load_experiment("table4"), for_tasks())

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from harness.spec import CalibrationSpec, EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
 
 CONTENT = {
     "model": {"name": "m", "dtype": "float32", "device": "cpu", "reparameterize": False, "seed": 0},
@@ -37,7 +37,7 @@ def spec_of(path=(), value=None):
 def test_equal_specs_have_equal_keys_however_they_were_written():
     spec = spec_of()
     shuffled = RunSpec(
-        evaluations=(EvaluationSpec(windows=12, corpus="wikitext2"),),
+        evaluations=(PerplexitySpec(windows=12, corpus="wikitext2"),),
         calibration=CalibrationSpec(samples=16, corpus="c4"),
         method=MethodSpec(options={"group_size": 64, "bits": 3}, name="gptq"),
         model=ModelSpec(name="m"),
@@ -96,6 +96,53 @@ def test_unknown_keys_and_bad_values_are_refused(path, value):
 def test_a_spec_cannot_be_changed_after_its_key_was_taken():
     with pytest.raises(ValidationError):
         spec_of().model.name = "other"
+
+
+OTHERS = [
+    {"metric": "zeroshot", "task": "piqa", "source": "local", "limit": 200, "content": None},
+    {
+        "metric": "divergence", "corpus": "wikitext2", "split": "test", "context": 2048, "windows": 4,
+        "reference_dtype": "float32", "content": None,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", OTHERS, ids=lambda entry: entry["metric"])
+def test_the_metric_decides_what_an_evaluation_is(entry):
+    spec = spec_of(("evaluations", 0), entry)
+    assert spec.model_dump(mode="json")["evaluations"] == [entry]
+    assert spec.key != spec_of().key
+    keys = {spec_of(("evaluations", 0), {**entry, name: value}).key for name, value in CHANGED[entry["metric"]].items()}
+    assert len(keys | {spec.key}) == len(CHANGED[entry["metric"]]) + 1
+
+
+CHANGED = {
+    "zeroshot": {"task": "boolq", "source": "hub", "limit": None, "content": "ab"},
+    "divergence": {
+        "corpus": "c4",
+        "split": "valid",
+        "context": 64,
+        "windows": None,
+        "content": "ab",
+        "reference_dtype": "bfloat16",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**OTHERS[0], "limit": 0},
+        {**OTHERS[0], "source": "elsewhere"},
+        {**OTHERS[0], "corpus": "c4"},
+        {**OTHERS[1], "task": "piqa"},
+        {**OTHERS[1], "reference_dtype": "float64"},
+        {"corpus": "wikitext2", "task": "piqa"},
+    ],
+)
+def test_an_evaluation_takes_only_what_its_metric_knows(entry):
+    with pytest.raises(ValidationError):
+        spec_of(("evaluations", 0), entry)
 
 
 def test_the_description_is_one_line():

@@ -5,13 +5,13 @@ import pytest
 
 from harness import environment
 from harness.records import RecordStore
-from harness.spec import EvaluationSpec, MethodSpec, ModelSpec, RunSpec
+from harness.spec import MethodSpec, ModelSpec, PerplexitySpec, RunSpec
 from harness.sweep import Reporter, sweep
 from kernels.errors import InputError
 
 
 def spec_of(method):
-    evaluations = (EvaluationSpec(corpus="wikitext2"),)
+    evaluations = (PerplexitySpec(corpus="wikitext2"),)
     return RunSpec(model=ModelSpec(name="m"), method=MethodSpec(name=method), calibration=None, evaluations=evaluations)
 
 

@@ -30,11 +30,12 @@ def test_perplexity_equals_the_plain_definition_in_float64(family):
     assert found.nll == pytest.approx(mean, rel=1e-6)
     assert found.value == pytest.approx(math.exp(mean), rel=1e-5)
     assert found.nll_stderr == pytest.approx(deviation / math.sqrt(10), rel=1e-3)
+    assert found.window_nll == pytest.approx(losses, rel=1e-5)
 
 
 def test_the_record_says_what_was_measured():
     record = perplexity(tiny.build(), tiny.tokens(1, 100).flatten(), context=24, bos=True).as_record()
-    told = {key: record[key] for key in record.keys() - {"value", "nll", "nll_stderr"}}
+    told = {key: record[key] for key in record.keys() - {"value", "nll", "nll_stderr", "window_nll"}}
     assert told == {
         "metric": "perplexity", "tokens": 4 * 23, "windows": 4, "windows_available": 4, "context": 24, "stride": 24,
         "dtype": "float32", "bos": True,

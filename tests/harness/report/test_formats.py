@@ -175,7 +175,7 @@ def test_rendering_imports_neither_torch_nor_transformers(plan, tmp_path):
         "from harness.report.tables import write_table; from harness.report.console import show_table;"
         "folder = Path(sys.argv[1]); plan = TablePlan.load(folder / 'plan.json');"
         "write_table(plan, {}, load_claims(), folder); show_table(plan, {}, load_claims());"
-        "heavy = {'torch', 'transformers', 'pandas', 'numpy'} & set(sys.modules);"
+        "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'lm_eval'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
