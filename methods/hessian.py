@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import scipy.linalg.blas as blas
 import torch
 from torch import Tensor
 
@@ -15,6 +14,9 @@ from kernels.errors import NumericalError
 
 # When the factorization fails the damping is raised tenfold, at most this often; the released code stops instead.
 _MAX_RETRIES = 5
+
+# Columns multiplied at once when a Hessian is accumulated.
+_BLOCK = 384
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,14 @@ class InverseFactor:
 def accumulate(total: Tensor, x: Tensor) -> None:
     """total += x^T x in float32. total: [n, n], float32, symmetric. x: [..., n], any float dtype.
 
-    On the CPU the product is a BLAS rank-k update (ssyrk): half the work of a general product, and several times
-    faster than it in practice.
+    Only the blocks on and below the diagonal are multiplied, the others are copied: half the work. (A BLAS rank-k
+    update is faster by itself, but SciPy's BLAS has a thread pool of its own, and the two pools fight over the cores.)
     """
     flat = x.detach().reshape(-1, x.shape[-1]).to(torch.float32)
-    if total.device.type != "cpu":
-        total.addmm_(flat.T, flat)
-        return
-    # ssyrk works in column-major order: the transposed views below are free, and it fills one triangle.
-    columns = flat.contiguous().numpy().T
-    update = torch.from_numpy(blas.ssyrk(1.0, columns).T)
-    total += update + update.T - torch.diag(update.diagonal())
+    for start in range(0, flat.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, flat.shape[1])
+        total[start:stop, :stop].addmm_(flat[:, start:stop].T, flat[:, :stop])
+        total[:start, start:stop] = total[start:stop, :start].T
 
 
 def damped(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
