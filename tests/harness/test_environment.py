@@ -27,7 +27,15 @@ def source(tmp_path, monkeypatch):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
-    for name in ("calibration.py", "quantize.py", "corpora.py", "ledger.py", "runner.py"):
+    for name in (
+        "calibration.py",
+        "quantize.py",
+        "corpora.py",
+        "ledger.py",
+        "runner.py",
+        "evaluations.py",
+        "reference.py",
+    ):
         (tmp_path / "harness" / name).write_text(name, encoding="utf-8")
     monkeypatch.setattr(environment, "_ROOT", tmp_path)
     yield tmp_path
