@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.cache import cache_folder, require_space
 from harness.models.blocks import model_linears
-from harness.models.placement import OneBlockAtATime, place
+from harness.models.placement import Placement, place
 from harness.models.reparameterize import reparameterize
 from harness.models.source import (
     ModelSource,
@@ -45,13 +45,7 @@ class LoadedModel:
     sha256: str
     precision: SourcePrecision
     parameters: int
-    placement: OneBlockAtATime | None = None
-    """None: the whole model is on its device."""
-
-    def bring(self, block: nn.Module) -> None:
-        """Make sure that `block` is on the device, where blocks come one at a time."""
-        if self.placement is not None:
-            self.placement.bring(block)
+    placement: Placement
 
     def as_record(self) -> dict[str, Any]:
         return {
@@ -61,7 +55,7 @@ class LoadedModel:
             "class": type(self.model).__name__,
             "family": self.source.family,
             "parameters": self.parameters,
-            "placement": "whole" if self.placement is None else "one block at a time",
+            "placement": self.placement.name,
             "source_precision": self.precision.as_record(),
         }
 
