@@ -8,7 +8,8 @@ from tempfile import TemporaryFile
 
 from harness.cache import cache_limit, require_space
 from harness.calibration import check_sample_size
-from harness.estimate import available_memory, estimate
+from harness.estimate import estimate
+from harness.memory import available_memory
 from harness.models.source import block_matrices, resolve_model, tensor_shapes
 from harness.planning import Plan
 from harness.records import RecordStore

@@ -130,9 +130,7 @@ def install(model: nn.Module, quantized: QuantizedModel, placement: Placement | 
             parameters[name].copy_(quantized.folded[name])
 
 
-def _inside(
-    blocks: Blocks, index: int, quantized: QuantizedModel
-) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
+def _inside(blocks: Blocks, index: int, quantized: QuantizedModel) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
     """What `quantized` has for block `index`, packed and folded, by name inside the block."""
     start = blocks.name(index, "")
     packed = {name.removeprefix(start): w for name, w in quantized.packed.items() if name.startswith(start)}

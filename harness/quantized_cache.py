@@ -26,16 +26,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.assets import sha256_of
 from harness.cache import cache_folder, cache_limit, prune, require_space
 from harness.layer_log import LayerLog
 from harness.quantize import QuantizedModel
-from kernels.atomic import atomic_path, write_text
+from kernels.atomic import write_text
 from kernels.errors import InputError
 from kernels.layouts import load_packed, save_packed
+from kernels.tensor_files import save_tensors
 
 # Bytes kept in all; the entries used longest ago go first. SAGEBENCH_CACHE_GB overrides it.
 _DEFAULT_GB = 8.0
@@ -106,7 +107,7 @@ class QuantizedEntry:
         save_packed(weights, block.packed)
         checksums = {weights.name: sha256_of(weights)}
         if block.folded:
-            _save(folded, block.folded)
+            save_tensors(folded, block.folded)
             checksums[folded.name] = sha256_of(folded)
         now = time.perf_counter()
         content = {
@@ -117,15 +118,13 @@ class QuantizedEntry:
         self._since = now
         write_text(self._described(index), json.dumps(content))
         if hidden is not None:
-            _save(self.folder / "stream.safetensors", {"hidden": hidden}, {"blocks": str(index + 1)})
+            save_tensors(self.folder / "stream.safetensors", {"hidden": hidden}, {"blocks": str(index + 1)})
         return QuantizedModel({**block.packed, **load_packed(weights)}, block.layers, block.folded)
 
     def finish(self, blocks: int, phases: dict[str, Any]) -> int:
         """Mark the entry as finished; returns the bytes of its weight files."""
         size = sum(file.stat().st_size for index in range(blocks) for file in self._files(index) if file.is_file())
-        write_text(
-            self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size})
-        )
+        write_text(self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size}))
         (self.folder / "stream.safetensors").unlink(missing_ok=True)
         prune(self.folder, "quantized.json", cache_limit(_DEFAULT_GB))
         return size
@@ -207,8 +206,3 @@ def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) 
     entry = QuantizedEntry(key)
     entry.save(0, quantized, None)
     return entry.finish(1, phases)
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    with atomic_path(path) as part:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part, metadata)

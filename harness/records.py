@@ -65,6 +65,18 @@ class RecordStore:
         return {key: record for key in keys if (record := self.load(key)) is not None}
 
 
+def outcome(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says, without when and how fast it came about: equal for runs that must be equal.
+
+    Left out: dates, times, memory, whether weights came from the cache, and where blocks lay while they were computed.
+    """
+    rest = {key: value for key, value in record.items() if key not in ("created", "phases")}
+    rest["quantization"] = {"key": record["quantization"]["key"], "file_bytes": record["quantization"]["file_bytes"]}
+    rest["model"] = {key: value for key, value in record["model"].items() if key != "placement"}
+    rest["layers"] = [{k: v for k, v in layer.items() if k != "seconds"} for layer in record["layers"]]
+    return rest
+
+
 def _problem(record: Any, key: str) -> str | None:
     if not isinstance(record, dict):
         return "not a JSON object"
