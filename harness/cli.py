@@ -75,6 +75,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+    _add_engine_arguments(parser.add_argument_group("many runs at once"))
+
+
+def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="N runs at a time, each in its own process")
+    group.add_argument("--threads", type=int, metavar="T", help="threads of a run (default: its share of the cores)")
+    group.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the runs (array jobs)")
+    group.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
+    group.add_argument("--address", metavar="A", help="of the Ray cluster: auto, host:port or ray://host:port")
+    group.add_argument("--gpus-per-run", type=float, metavar="G", help="GPUs that Ray gives a run (1 on CUDA)")
+    group.add_argument("--memory-per-run", type=float, metavar="GB", help="memory that Ray reserves for a run")
+    group.add_argument("--retries", type=int, metavar="N", help="tries after a run's process died (1; with Ray 3)")
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:

@@ -50,15 +50,18 @@ def check_methods(plan: Plan, store: RecordStore) -> None:
             check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
 
 
-def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool) -> None:
+def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool, at_once: int = 1) -> None:
     """Take runs that cannot fit in memory out of `plan`; their rows say why.
 
     asked_for: the user named the models; then the first that does not fit raises InputError instead. force: neither.
+    at_once: runs that share host memory.
     """
     if force:
         return
     for spec in list(plan.runs):
         cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
+        if spec.model.device == "cpu":
+            free //= at_once
         if cost <= free or store.load(spec.key) is not None:
             continue
         needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

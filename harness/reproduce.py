@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.claims import load_claims
+from harness.engines.choice import choose_engine
 from harness.estimate import estimate
 from harness.experiments import load_experiment
 from harness.planning import Choices, Plan, plan_table
@@ -15,7 +16,7 @@ from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import plan_path, render_plan
-from harness.sweep import sweep
+from harness.sweep import shard, sweep
 
 
 def run_experiment(name: str, arguments: argparse.Namespace) -> int:
@@ -29,10 +30,14 @@ def run_experiment(name: str, arguments: argparse.Namespace) -> int:
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
     check_methods(plan, store)
-    check_memory(plan, store, asked_for=bool(arguments.model), force=arguments.force)
+    elsewhere = arguments.engine == "ray"  # on nodes whose memory Ray knows
+    force = arguments.force or elsewhere
+    check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
     # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
     plan.table.save(plan_path(arguments.out, plan.table.name))
-    outcome = sweep(plan.runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh)
+    runs = plan.runs if arguments.shard is None else shard(plan.runs, plan.references, arguments.shard)
+    engine = choose_engine(arguments)
+    outcome = sweep(runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh, engine=engine)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
     for path in render_plan(plan.table, arguments.out, console):

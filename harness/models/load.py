@@ -132,6 +132,7 @@ def _without_weights(name: str, folder: Path, dtype: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+        model.tie_weights()  # undone by giving every module empty parameters of its own
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
     model.eval().requires_grad_(False)

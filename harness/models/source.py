@@ -74,6 +74,15 @@ def resolve_model(name: str) -> ModelSource:
     )
 
 
+def is_local(name: str) -> bool:
+    """True if model `name` is a folder, a GGUF file, or an asset of the catalogue: nothing of it lies on the hub."""
+    entry = models().get(name.lower())
+    if entry is not None:
+        return entry.asset is not None
+    path = Path(name).expanduser()
+    return path.suffix == ".gguf" or path.is_dir()
+
+
 def download(source: ModelSource) -> ModelSource:
     """A hub model as a local folder: configuration, tokenizer and safetensors, nothing that could be executed."""
     if source.kind != "hub":

@@ -20,6 +20,8 @@ from harness.models.placement import Placement, put
 from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 
+_OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
+
 
 class StreamedBlocks(Placement):
     """Brings a block from `weights`, or from its packed weights once it is quantized, and lets the last one go."""
@@ -98,8 +100,9 @@ class TensorFiles:
         return found
 
     def _key(self, name: str) -> str:
-        """Files of older releases lack the inner part's prefix, or have it where the model does not."""
-        candidates = (name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}")
+        """Files of older releases lack the inner part's prefix, have it where the model does not, or name the head
+        otherwise."""
+        candidates = (name, name.removeprefix(f"{self._prefix}."), f"{self._prefix}.{name}", _OLD_NAMES.get(name))
         for key in candidates:
             if key in self._file:
                 return key
