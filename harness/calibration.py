@@ -10,7 +10,7 @@ so no model family needs a driver of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +44,14 @@ class BlockStream:
     @property
     def samples(self) -> int:
         return self.hidden.shape[0]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must keep for the blocks that are left."""
+        return {"hidden": self.hidden}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.hidden = state["hidden"].to(self.hidden)
 
     def view(self, index: int) -> BlockView:
         """Block `index` with the activations in front of it."""

@@ -42,6 +42,42 @@ def reproduce(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _run(parser.parse_args(argv)))
 
 
+def check_regression(argv: Sequence[str] | None = None) -> int:
+    """The script `check_regression.py`."""
+    parser = _Parser(prog="check_regression.py", description="Compare every method with its baseline.")
+    parser.add_argument(
+        "--baseline", type=Path, default=Path("results/baselines/smollm2.json"), help="(results/baselines/smollm2.json)"
+    )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
+    parser.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
+    return _guarded(lambda: _check_regression(parser.parse_args(argv)))
+
+
+def _check_regression(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rich.console import Console
+
+    from harness import regression
+    from harness.report.regression import show_checks, write_junit
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    baseline = regression.load_baseline(arguments.baseline)
+
+    def watch(name: str) -> None:
+        console.print(f"measuring {name}", markup=False)
+
+    if arguments.update:
+        regression.save_baseline(arguments.baseline, regression.update(baseline, arguments.methods, watch))
+        console.print(f"written: {arguments.baseline}", markup=False)
+        return 0
+    checks = regression.check(baseline, arguments.methods, watch)
+    show_checks(checks, console)
+    if arguments.junit is not None:
+        write_junit(arguments.junit, checks, arguments.baseline.stem)
+    return 1 if any(check.problem for check in checks) else 0
+
+
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, metavar="N", help=f"table of the paper: {', '.join(map(str, _TABLES))}")

@@ -19,7 +19,7 @@ from harness.calibration import BlockStream
 from harness.determinism import seed_everything
 from harness.layer_log import Arguments, LayerLog, log_layer
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
-from harness.models.placement import Placement
+from harness.models.placement import Placement, put_linear
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
 from methods import LayerContext, LayerStatistics, QuantizationMethod
@@ -47,12 +47,12 @@ class QuantizedModel:
 class Checkpoints(Protocol):
     """Where finished blocks are kept while a model is quantized."""
 
-    def restore(self) -> tuple[list[QuantizedModel], Tensor | None]:
-        """The blocks that are finished, and the activations [samples, tokens, hidden] in front of the next one."""
+    def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
+        """The blocks that are finished, and the state of the stream of activations in front of the next one."""
 
-    def save(self, index: int, block: QuantizedModel, hidden: Tensor | None) -> QuantizedModel:
-        """Keep block `index`, and `hidden`, the activations in front of the one after it (None after the last block,
-        or for a method that needs none). Returns the block as it is kept."""
+    def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
+        """Keep block `index`, and the state of the stream in front of the one after it (None after the last block, or
+        for a method that needs none). Returns the block as it is kept."""
 
 
 def check_shapes(model: nn.Module, method: QuantizationMethod) -> None:
@@ -86,23 +86,25 @@ def quantize_model(
     # The activations in front of the first block; its weights, and those of restored blocks, play no part in them.
     stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
     result = QuantizedModel({}, [])
-    finished, hidden = ([], None) if checkpoints is None else checkpoints.restore()
+    finished, state = ([], None) if checkpoints is None else checkpoints.restore()
     for index, part in enumerate(finished):
         placement.replace(blocks.blocks[index], *_inside(blocks, index, part))
         result.extend(part)
-    if stream is not None and hidden is not None:
-        stream.hidden = hidden.to(stream.hidden)
-    for index in range(len(finished), len(blocks.blocks)):
+    if stream is not None and state is not None:
+        stream.restore(state)
+    # Blocks behind the last one that is quantized need no activations.
+    count = 1 + max(index for index, block in enumerate(blocks.blocks) if block_linears(block))
+    for index in range(len(finished), count):
         block = blocks.blocks[index]
         placement.bring(block)
         # By block, so that a method which draws from a global generator draws the same after an interruption.
         seed_everything(method.config.seed + index)
-        steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, block)
+        steps = _Steps(progress, index, count, 0 if stream is None else stream.samples, block)
         quantize = _quantize_block if stream is not None and method.needs == "block" else _quantize_layers
         part = quantize(blocks, index, method, stream, steps)
         if checkpoints is not None:
-            last = index + 1 == len(blocks.blocks)
-            part = checkpoints.save(index, part, None if stream is None or last else stream.hidden)
+            last = index + 1 == count
+            part = checkpoints.save(index, part, None if stream is None or last else stream.state())
         placement.remember(block, *_inside(blocks, index, part))
         result.extend(part)
     progress(1, 1, "done")
@@ -186,7 +188,7 @@ def _quantize_layers(
         hessian = None if seen is None else seen.hessian
         result.layers.append(log_layer(method, linear.weight, packed, hessian, seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
+        put_linear(linear, packed)
         steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
         stream.advance(index, steps.outputs)
@@ -214,12 +216,7 @@ def _quantize_block(
         packed, context = found.packed[name], contexts[name]
         result.layers.append(log_layer(method, target, packed, None, seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
+        put_linear(linear, packed)
     stream.hidden = outputs
     steps.layer(len(view.linears), "layers")
     return result
-
-
-def _put(linear: nn.Linear, packed: PackedWeight) -> None:
-    with torch.no_grad():
-        linear.weight.copy_(packed.decode(linear.weight.dtype))

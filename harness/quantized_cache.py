@@ -51,6 +51,7 @@ class QuantizedEntry:
     def __init__(self, key: str, conditions: dict[str, Any] | None = None) -> None:
         self.folder = entry_folder(key)
         self.restored_blocks = 0
+        self._blocks = 0
         self._conditions = conditions or {}
         self._spent = 0.0
         self._since = time.perf_counter()
@@ -72,8 +73,8 @@ class QuantizedEntry:
         os.utime(marker)  # used now: pruning goes by it
         return whole, phases, size
 
-    def restore(self) -> tuple[list[QuantizedModel], Tensor | None]:
-        """The finished blocks of an interrupted run, and the activations [samples, tokens, hidden] after them.
+    def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
+        """The finished blocks of an interrupted run, and the state of the stream of activations after them.
 
         Nothing, if it ran under other conditions.
         """
@@ -82,7 +83,7 @@ class QuantizedEntry:
             self.clear()
             write_text(self.folder / "conditions.json", json.dumps(self._conditions))
             return [], None
-        hidden, wanted = self._read_stream()
+        stream, wanted = self._read_stream()
         blocks: list[QuantizedModel] = []
         while (wanted is None or len(blocks) < wanted) and self._described(len(blocks)).is_file():
             try:
@@ -93,15 +94,15 @@ class QuantizedEntry:
             blocks.append(block)
             self._spent += seconds
         if wanted is not None and len(blocks) < wanted:  # the activations are those of a later block
-            blocks, hidden, self._spent = [], None, 0.0
-        self.restored_blocks = len(blocks)
-        return blocks, hidden
+            blocks, stream, self._spent = [], None, 0.0
+        self.restored_blocks = self._blocks = len(blocks)
+        return blocks, stream
 
-    def save(self, index: int, block: QuantizedModel, hidden: Tensor | None) -> QuantizedModel:
-        """Keep block `index` and the activations after it; returns the block as it is kept, mapped from its file."""
+    def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
+        """Keep block `index` and the state of the stream after it; returns the block, mapped from its file."""
         weights, folded = self._files(index)
         size = sum(weight.nbytes() for weight in block.packed.values())
-        size += 0 if hidden is None else hidden.numel() * hidden.element_size()
+        size += sum(tensor.numel() * tensor.element_size() for tensor in (stream or {}).values())
         self.folder.mkdir(parents=True, exist_ok=True)
         require_space(self.folder, size + 1_000_000, "quantized weights")
         save_packed(weights, block.packed)
@@ -117,12 +118,14 @@ class QuantizedEntry:
         }
         self._since = now
         write_text(self._described(index), json.dumps(content))
-        if hidden is not None:
-            save_tensors(self.folder / "stream.safetensors", {"hidden": hidden}, {"blocks": str(index + 1)})
+        if stream is not None:
+            save_tensors(self.folder / "stream.safetensors", stream, {"blocks": str(index + 1)})
+        self._blocks = index + 1
         return QuantizedModel({**block.packed, **load_packed(weights)}, block.layers, block.folded)
 
-    def finish(self, blocks: int, phases: dict[str, Any]) -> int:
+    def finish(self, phases: dict[str, Any]) -> int:
         """Mark the entry as finished; returns the bytes of its weight files."""
+        blocks = self._blocks
         size = sum(file.stat().st_size for index in range(blocks) for file in self._files(index) if file.is_file())
         write_text(self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size}))
         (self.folder / "stream.safetensors").unlink(missing_ok=True)
@@ -157,15 +160,16 @@ class QuantizedEntry:
         parameters = load_file(folded) if folded.name in content["sha256"] else {}
         return QuantizedModel(packed, layers, parameters), float(content["seconds"])
 
-    def _read_stream(self) -> tuple[Tensor | None, int | None]:
+    def _read_stream(self) -> tuple[dict[str, Tensor] | None, int | None]:
         """The activations, and the number of blocks that they come through; None where no method needed any."""
         file = self.folder / "stream.safetensors"
         if not file.is_file():
             return None, None
         try:
             with safe_open(file, framework="pt") as opened:
-                # A copy: quantization writes into it.
-                return opened.get_tensor("hidden").clone(), int((opened.metadata() or {})["blocks"])
+                # Copies: quantization writes into them.
+                state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+                return state, int((opened.metadata() or {})["blocks"])
         except _DAMAGE as error:
             _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
             return None, 0
@@ -205,4 +209,4 @@ def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) 
     """Keep `quantized`, made elsewhere, under `key` as one piece; returns the size of its files in bytes."""
     entry = QuantizedEntry(key)
     entry.save(0, quantized, None)
-    return entry.finish(1, phases)
+    return entry.finish(phases)

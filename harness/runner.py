@@ -23,7 +23,7 @@ from harness.evaluations import (
 )
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
-from harness.models.blocks import find_blocks, model_linears
+from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import QuantizedEntry, run_conditions
@@ -66,6 +66,7 @@ def run(
             spec.model.device,
             reparameterized=spec.model.reparameterize,
             seed=spec.model.seed,
+            quantized_blocks=spec.model.quantized_blocks,
         )
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
@@ -121,7 +122,7 @@ def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel)
         raise InputError(f"method {method.name!r} needs calibration text")
     widest = max(linear.in_features for linear in model_linears(loaded.model).values())
     check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
-    text = load_text(spec.calibration.corpus, spec.calibration.split)
+    text = load_text(spec.calibration.corpus, spec.calibration.split, spec.calibration.content)
     asked = spec.calibration
     windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
     check_vocabulary(windows, loaded)
@@ -172,7 +173,7 @@ def _quantize(
         return quantized, {"key": key, "from_cache": False, "file_bytes": None}
     if entry.restored_blocks:
         phases.measured["quantize"]["seconds"] += entry.seconds_before
-    size = entry.finish(len(find_blocks(loaded.model).blocks), {"quantize": phases.measured["quantize"]})
+    size = entry.finish({"quantize": phases.measured["quantize"]})
     return quantized, {
         "key": key, "from_cache": False, "restored_blocks": entry.restored_blocks, "file_bytes": size,
     }  # fmt: skip

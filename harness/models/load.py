@@ -15,7 +15,7 @@ import torch
 
 from harness.cache import cache_folder, require_space
 from harness.memory import available_memory
-from harness.models.blocks import model_linears
+from harness.models.blocks import model_linears, quantize_only
 from harness.models.placement import WEIGHT_SHARE, Placement, place
 from harness.models.reparameterize import reparameterize
 from harness.models.source import (
@@ -64,12 +64,19 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, dtype: str = "float32", device: str = "cpu", *, reparameterized: bool = False, seed: int = 0
+    name: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    reparameterized: bool = False,
+    seed: int = 0,
+    quantized_blocks: int | None = None,
 ) -> LoadedModel:
     """Load model `name` (see `resolve_model`), or stream it if it is larger than memory.
 
     dtype: "float32", "float16" or "bfloat16".
     With `reparameterized` the weights are moved off the grid of an already quantized source (see reparameterize.py).
+    quantized_blocks: how many decoder blocks will be quantized; None for all.
     Raises InputError if the model cannot be found or read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,6 +93,8 @@ def load_model(
         if reparameterized:
             raise InputError(f"--reparameterize needs all of model {name!r} in memory: {size / 1e9:.1f} GB")
         model, tokenizer = _without_weights(name, folder, dtype)
+        if quantized_blocks is not None:
+            quantize_only(model, quantized_blocks)
         streamed = stream_model(model, folder, torch.device(device), DTYPES[dtype], unquantized)
         return LoadedModel(model, tokenizer, source, sha256, precision, _parameters(model), streamed)
     try:
@@ -106,6 +115,8 @@ def load_model(
     model.config.use_cache = False
     if reparameterized:
         reparameterize(model, seed)
+    if quantized_blocks is not None:
+        quantize_only(model, quantized_blocks)
     for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and stay in float32
         parameter.data = parameter.data.to(DTYPES[dtype])
     _round_unquantized(model, unquantized)

@@ -42,10 +42,16 @@ def put(block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[st
     """Copy decoded weights and folded parameters into `block`."""
     linears = block_linears(block)
     for name, weight in packed.items():
-        linears[name].weight.copy_(weight.decode(linears[name].weight.dtype))
+        put_linear(linears[name], weight)
     parameters = dict(block.named_parameters())
     for name, tensor in folded.items():
         parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def put_linear(linear: nn.Linear, packed: PackedWeight) -> None:
+    """Copy the decoded weight into `linear`."""
+    linear.weight.copy_(packed.decode(linear.weight.dtype))
 
 
 class OneBlockAtATime(Placement):

@@ -134,7 +134,11 @@ def _shards(folder: Path) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(f"{index} names {name!r}; a shard must be a .safetensors file in the same folder")
+        return names
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is damaged ({error})") from error
 

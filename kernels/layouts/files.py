@@ -49,6 +49,7 @@ def load_packed(path: Path) -> dict[str, PackedWeight]:
                 tensors = {key: file.get_tensor(full) for key, full in keys.items()}
                 try:
                     weights[name] = layout_class(entry["layout"]).from_tensors(tensors, entry)
+                    weights[name].check_content()
                 except InputError as error:
                     raise InputError(f"{path}: {name}: {error}") from error
     except FileNotFoundError:

@@ -52,10 +52,10 @@ def spec_of(folder, corpus_file, name="rtn", **options):
 
 @pytest.fixture
 def large(tmp_path):
-    """252 MB in float32: 14 blocks of 18 MB, in files of about one block each."""
+    """252 MB in float32: 60 blocks of 4 MB, in files of 20 MB."""
     configuration = tiny.config("llama")
     configuration.update(
-        {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 8}
+        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 60, "num_attention_heads": 4}
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
@@ -67,7 +67,7 @@ def large(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS limits memory on Linux")
 def test_a_model_of_three_times_the_memory_is_quantized_to_the_same_bits(large, tiny_folder, corpus_file, tmp_path):
     size = sum(file.stat().st_size for file in large.glob("*.safetensors"))
-    spec = spec_of(large, corpus_file, bits=3, group_size=64)
+    spec = spec_of(large, corpus_file, bits=2, group_size=64)
     arguments = [spec_of(tiny_folder, corpus_file, group_size=32).model_dump_json(), spec.model_dump_json()]
     limited = subprocess.run(
         [sys.executable, "-c", _LIMITED, *arguments, str(size // 3)],
