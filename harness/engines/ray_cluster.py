@@ -7,6 +7,7 @@ finished block.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -51,7 +52,7 @@ class RayCluster:
                 address=address,
                 runtime_env={"env_vars": variables},
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 ignore_reinit_error=True,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -62,7 +63,7 @@ class RayCluster:
         self._options: dict[str, Any] = {"num_cpus": threads, "max_retries": retries}
         if memory_bytes is not None:
             self._options["memory"] = memory_bytes
-        self._board = ray.remote(_Board).options(num_cpus=0).remote()
+        self._board: Any = ray.remote(_Board).options(num_cpus=0).remote()
         self._running: dict[Any, RunSpec] = {}
 
     def start(self, task: Task) -> None:

@@ -87,6 +87,7 @@ def load_model(
     source = download(resolve_model(name))
     sha256, precision = fingerprint(source), source_precision(source)
     folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    model: Any
     unquantized = torch.bfloat16 if precision.format == "BF16" else torch.float16
     size = _weights(folder) * DTYPES[dtype].itemsize
     if size > WEIGHT_SHARE * available_memory("cpu"):
@@ -99,7 +100,6 @@ def load_model(
         return LoadedModel(model, tokenizer, source, sha256, precision, _parameters(model), streamed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32 if reparameterized else DTYPES[dtype],

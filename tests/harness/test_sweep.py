@@ -7,7 +7,7 @@ from harness import environment
 from harness.engines import InProcess
 from harness.records import RecordStore
 from harness.spec import MethodSpec, ModelSpec, PerplexitySpec, RunSpec
-from harness.sweep import Reporter, sweep
+from harness.sweep import Reporter, shard, sweep
 from kernels.errors import InputError
 
 
@@ -174,3 +174,61 @@ def test_the_reporter_hears_of_every_run(store):
     assert listener.heard == [
         "finished before fp16 True", "2/3 rtn", "working", "done rtn True", "3/3 gptq", "working", "failed gptq False",
     ]  # fmt: skip
+
+
+def shards(count):
+    references = {spec.key: FP16.key for spec in RUNS}
+    more = [spec_of(f"m{number}") for number in range(7)]
+    references |= {spec.key: FP16.key for spec in more}
+    everything = [*RUNS, *more]
+    return everything, [shard(everything, references, f"{number}/{count}") for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_shards_cover_all_runs_and_share_nothing_but_references(count):
+    everything, parts = shards(count)
+    quantized = [spec.key for part in parts for spec in part if spec != FP16]
+    assert sorted(quantized) == sorted(spec.key for spec in everything if spec != FP16)
+    for part in parts:
+        assert not part or part[0] == FP16 or not [spec for spec in part if spec != FP16]
+        assert [spec for spec in everything if spec in part] == part  # in the order of the plan
+
+
+def test_a_shard_with_nothing_to_compare_runs_nothing():
+    _, parts = shards(20)
+    assert [len(part) for part in parts].count(0) == 20 - 9
+
+
+class Overlapping(InProcess):
+    """Takes three runs at a time and ends the last one first."""
+
+    slots = 3
+
+    def __init__(self, execute):
+        super().__init__(execute)
+        self.tasks = []
+        self.most = 0
+
+    def start(self, task):
+        self.tasks.append(task)
+        self.most = max(self.most, len(self.tasks))
+
+    def wait(self, progress):
+        self._task = self.tasks.pop()
+        return super().wait(progress)
+
+
+def test_runs_wait_for_their_reference_and_then_go_side_by_side(store):
+    engine = Overlapping(worker := Worker())
+    done = sweep(RUNS, REFERENCES, store, engine=engine)
+    assert worker.ran == ["fp16", "gptq", "rtn"]
+    assert worker.references == {"fp16": None, "rtn": FP16.key, "gptq": FP16.key}
+    assert engine.most == 2
+    assert sorted(done.done) == sorted(spec.key for spec in RUNS)
+
+
+def test_runs_side_by_side_whose_reference_fails_are_not_begun(store):
+    engine = Overlapping(worker := Worker(fp16=RuntimeError("no")))
+    done = sweep(RUNS, REFERENCES, store, engine=engine)
+    assert worker.ran == ["fp16"]
+    assert sorted(done.failed) == sorted(spec.key for spec in RUNS)

@@ -30,6 +30,7 @@ VOCABULARY = 64
 CONTEXT = 32
 LAYERS = 3
 HIDDEN = 64
+ROW = {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}}
 INTERMEDIATE = 96
 MODEL_TYPE = {
     "llama": LlamaConfig,
@@ -104,7 +105,7 @@ def write_experiment(path: Path, **changes: Any) -> Path:
     """An experiment of three rows as a YAML file, with top-level keys replaced or added."""
     rows = [
         {"method": "fp16", "setting": "16 bit", "label": "FP16"},
-        {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}},
+        ROW,
         {"method": "gptq", "setting": "3 bit g32", "label": "GPTQ", "options": {"bits": 3, "group_size": 32}},
     ]
     content = {
