@@ -30,13 +30,13 @@ def run_experiment(name: str, arguments: argparse.Namespace) -> int:
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
     check_methods(plan, store)
+    engine = choose_engine(arguments)
     elsewhere = arguments.engine == "ray"  # on nodes whose memory Ray knows
     force = arguments.force or elsewhere
     check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
     # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
     plan.table.save(plan_path(arguments.out, plan.table.name))
     runs = plan.runs if arguments.shard is None else shard(plan.runs, plan.references, arguments.shard)
-    engine = choose_engine(arguments)
     outcome = sweep(runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh, engine=engine)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")

@@ -106,11 +106,15 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, in one line
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random values in their place
         raise InputError(f"model {name!r}: {len(missing)} tensors are not in {folder}, the first is {missing[0]}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        tensor, stored, wanted = mismatched[0]
+        raise InputError(f"model {name!r}: {tensor} is {list(stored)} in {folder}, its config says {list(wanted)}")
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     if reparameterized:

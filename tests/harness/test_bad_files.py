@@ -135,7 +135,7 @@ RUNS = {
     "pickled shard": (model(index_of("pytorch_model.bin")), "'pytorch_model.bin'", "must be a .safetensors file"),
     "index that is not json": (model(write("model.safetensors.index.json", "{")), "index.json is damaged"),
     "index without names": (model(write("model.safetensors.index.json", "{}")), "index.json is damaged"),
-    "tensor of another shape": (model(transposed), "model", "up_proj"),
+    "tensor of another shape": (model(transposed), "up_proj.weight is [64, 96]", "says [96, 64]"),
     "weights that are text": (model(write("model.safetensors", "weights")), "not a readable safetensors file"),
     "gguf that is text": (
         lambda p: p.arguments(model=p.gguf.write_text("GGUF", encoding="utf-8") and p.gguf), "not a readable GGUF file",

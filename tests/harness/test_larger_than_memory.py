@@ -52,14 +52,14 @@ def spec_of(folder, corpus_file, name="rtn", **options):
 
 @pytest.fixture
 def large(tmp_path):
-    """252 MB in float32: 60 blocks of 4 MB, in files of 20 MB."""
+    """168 MB in float32: 40 blocks of 4 MB, in files of 6 MB."""
     configuration = tiny.config("llama")
     configuration.update(
-        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 60, "num_attention_heads": 4}
+        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 40, "num_attention_heads": 4}
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
-    model.save_pretrained(tmp_path / "large", max_shard_size="20MB")
+    model.save_pretrained(tmp_path / "large", max_shard_size="6MB")
     tiny.tokenizer().save_pretrained(tmp_path / "large")
     return tmp_path / "large"
 
