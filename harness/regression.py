@@ -126,7 +126,7 @@ def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambd
         options = entries[name].options if name in entries else {}
         value, bits = _measure(name, options, baseline.protocol, baseline.protocol.threads)
         others = [_measure(name, options, baseline.protocol, threads)[0] for threads in _OTHER_THREADS]
-        spread = max(_relative(other, value) for other in others)
+        spread = max((_relative(other, value) for other in others), default=0.0)
         entries[name] = Entry(options=options, perplexity=value, payload_bits=bits, spread=spread)
     found = environment_record()
     measured_on = {key: found[key] for key in ("python", "platform", "packages", "cpu")}

@@ -39,11 +39,11 @@ def run_experiment(name: str, arguments: argparse.Namespace) -> int:
     runs = plan.runs if arguments.shard is None else shard(plan.runs, plan.references, arguments.shard)
     outcome = sweep(runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh, engine=engine)
     for warning in outcome.warnings:
-        console.print(f"warning: {warning}", markup=False, style="yellow")
+        console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
     for path in render_plan(plan.table, arguments.out, console):
         console.print(f"written: {path}", markup=False)
     for line in outcome.errors.values():
-        console.print(f"failed: {line}", markup=False, style="red")
+        console.print(f"failed: {line}", markup=False, style="red", soft_wrap=True)
     return 1 if outcome.failed else 0
 
 

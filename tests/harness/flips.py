@@ -19,7 +19,7 @@ RULES: dict[str, tuple[str, str, str]] = {
     "awq": ("methods.awq.method", "magnitude.pow(ratio)", "magnitude.pow(-ratio)"),
     "binary": ("methods.binary", "group.abs().mean(dim=1", "group.abs().amax(dim=1"),
     "pb-llm": ("methods.pb_llm", "(weight / factor.diagonal())", "(weight * factor.diagonal())"),
-    "billm": ("methods.billm.method", "target.abs() >= thresholds[index]", "target.abs() < thresholds[index]"),
+    "billm": ("methods.billm.method", "weight.square() / self._pivots", "weight.square() * self._pivots"),
     "sage-ptq": ("methods.sage_ptq.method", "group_means(bounds)", "group_means(bounds)[::-1].copy()"),
 }  # fmt: skip
 

@@ -56,7 +56,12 @@ def raising(weight, statistics):
 
 SPOILT = {
     "wrong shape": (returning(lambda w, _: DenseWeight(w[:, :-1].half())), "returned (64, 63) for", "q_proj (64, 64)"),
-    "transposed": (returning(lambda w, _: DenseWeight(w.T.contiguous().half())), "returned", "up_proj (96, 64)"),
+    "transposed": (
+        returning(lambda w, _: DenseWeight(w.T.contiguous().half())),
+        "returned",
+        "(64, 32) for",
+        "k_proj (32, 64)",
+    ),
     "nan": (returning(lambda w, _: DenseWeight(w.half() * float("nan"))), "returned NaN or infinity for", "q_proj"),
     "a tensor": (returning(lambda w, _: w.half()), "returned Tensor for", "no PackedWeight"),
     "nothing": (returning(lambda w, _: None), "returned NoneType for", "no PackedWeight"),

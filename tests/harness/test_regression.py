@@ -158,7 +158,6 @@ BAD_BASELINES = {
     "not an object": ("[]", "baseline"),
     "no protocol": ('{"methods": {}}', "protocol is missing"),
     "another format": ('{"format": 2}', "format=2"),
-    "unknown key": ('{"methds": {}}', "did you mean 'methods'"),
 }
 
 
@@ -173,6 +172,12 @@ def test_a_bad_baseline_is_one_line_and_code_2(tmp_path, capsys, case):
     assert error.count("\n") == 1
     assert str(path) in error
     assert told in error
+
+
+def test_an_unknown_key_of_an_entry_gets_a_suggestion(baseline, capsys):
+    change(baseline, "rtn", perplexty=1.0)
+    assert gate(baseline) == 2
+    assert "unknown option 'methods.rtn.perplexty'; did you mean 'perplexity'?" in capsys.readouterr().err
 
 
 def test_an_unknown_method_is_named(baseline, capsys):

@@ -35,49 +35,43 @@ def outcomes(store):
     return {key: outcome(record) for key, record in store.load_all().items()}
 
 
-def test_a_pool_gives_the_records_of_one_process(plan, tmp_path, monkeypatch):
+class Killer(Reporter):
+    """Kills the worker of a method, at its first sign of life, once."""
+
+    def __init__(self, method):
+        self.method = method
+        self.heard = []
+
+    def progress(self, spec, done, total, what):
+        first = spec.method.name not in {name for name, _ in self.heard}
+        self.heard.append((spec.method.name, what))
+        if first and spec.method.name == self.method:
+            for child in psutil.Process().children():
+                if "harness.engines.worker" in child.cmdline():
+                    child.send_signal(signal.SIGKILL)
+
+
+def test_a_pool_gives_the_records_of_one_process_though_a_worker_is_killed(plan, tmp_path, monkeypatch):
     runs, references = plan
     here, there = RecordStore(tmp_path / "here"), RecordStore(tmp_path / "there")
     sweep(runs, references, here)
     monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "another-cache"))
-    heard = []
-
-    class Listener(Reporter):
-        def progress(self, spec, done, total, what):
-            heard.append((spec.method.name, what))
-
-    done = sweep(runs, references, there, Listener(), engine=ProcessPool(2, threads=1))
+    killer = Killer("fp16")
+    done = sweep(runs, references, there, killer, engine=ProcessPool(2, threads=1))
     assert sorted(done.done) == sorted(run.key for run in runs)
     assert outcomes(there) == outcomes(here)
-    assert {name for name, _ in heard} == {"fp16", "rtn", "gptq"}
-    assert any("block" in what for _, what in heard)
+    assert {name for name, _ in killer.heard} == {"fp16", "rtn", "gptq"}
+    assert any("block" in what for _, what in killer.heard)
 
 
-class Killer(Reporter):
-    """Kills the worker of a method, at its first sign of life, `times` times."""
-
-    def __init__(self, method, times):
-        self.method, self.left = method, times
-
-    def progress(self, spec, done, total, what):
-        if spec.method.name == self.method and self.left:
-            self.left -= 1
-            for child in psutil.Process().children():
-                if "harness.engines.worker" in child.cmdline():
-                    child.send_signal(signal.SIGKILL)
-                    child.wait(10)
-
-
-def test_a_run_whose_worker_dies_is_begun_again_and_given_up_after_its_retries(plan, tmp_path):
+def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path):
     runs, references = plan
     store = RecordStore(tmp_path / "runs")
-    killed = sweep(runs[:1], references, store, Killer("fp16", 1), engine=ProcessPool(2, threads=1))
-    assert killed.done == [runs[0].key]
-    given_up = sweep(runs[:2], references, store, Killer("rtn", 9), engine=ProcessPool(2, threads=1, retries=0))
-    assert given_up.failed == [runs[1].key]
-    (line,) = given_up.errors.values()
+    found = sweep(runs[:1], references, store, Killer("fp16"), engine=ProcessPool(2, threads=1, retries=0))
+    assert found.failed == [runs[0].key]
+    (line,) = found.errors.values()
     assert "WorkerDied: its process was ended by SIGKILL (the system does that when memory runs out), 1 times" in line
-    assert store.failure_path(runs[1].key).is_file()
+    assert store.failure_path(runs[0].key).is_file()
 
 
 def test_workers_end_when_the_sweep_is_interrupted(plan, tmp_path):
