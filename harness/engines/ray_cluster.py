@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
 from harness.engines.base import Progress, Result, Task, attempt
@@ -45,6 +46,7 @@ class RayCluster:
         except ImportError as error:
             raise InputError("--engine ray needs Ray: pip install 'sagebench[ray]'") from error
         self._ray: Any = ray
+        _check_address(address)
         variables = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         variables["OMP_NUM_THREADS"] = str(threads)
         try:
@@ -91,6 +93,19 @@ class RayCluster:
             self._ray.cancel(reference, force=True)
         self._running.clear()
         self._ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError if nobody listens there: Ray itself would try for minutes, and then end the process."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if not port.isdecimal():
+            raise OSError("must be auto, host:port or ray://host:port")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address!r}: no Ray cluster answers there ({error})") from error
 
 
 class _Board:

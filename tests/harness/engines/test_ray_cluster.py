@@ -96,13 +96,7 @@ def test_two_nodes_give_the_records_of_one_process_though_a_worker_is_killed(clu
         assert outcome(there.load(run.key)) == outcome(here.load(run.key))
 
 
-def test_a_failed_run_comes_back_with_its_error(cluster, plan, tmp_path):
-    runs, _ = plan
-    broken = runs[1].model_copy(update={"method": MethodSpec(name="rtn", options={"bits": 8, "scale_dtype": "x"})})
-    with pytest.raises(InputError, match="scale_dtype"):
-        sweep([broken], {}, RecordStore(tmp_path), engine=RayCluster(cluster.address))
-
-
-def test_an_address_where_nobody_answers_is_refused():
-    with pytest.raises(InputError, match=r"--address '127\.0\.0\.1:1': no Ray cluster answers there"):
-        RayCluster("127.0.0.1:1")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_refused(address):
+    with pytest.raises(InputError, match=f"--address '{address}': no Ray cluster answers there"):
+        RayCluster(address)
