@@ -1,4 +1,4 @@
-"""The perplexity loop against a bare loop of forward passes of the same model, in one interleaved run: `tox -e bench`."""
+"""The perplexity loop against a bare loop of forward passes, in one interleaved run: `tox -e bench`."""
 
 from __future__ import annotations
 
