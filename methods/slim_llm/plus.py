@@ -64,7 +64,7 @@ class SlimLlmPlus(GroupWidthMethod):
                 change = clipped.rounded() - prepared
                 yield ((change @ hessian) * change).sum() / hessian.diagonal().mean().clamp(min=1e-12)
 
-        self._learn(clipped.logits(), losses)
+        self._learn([clipped.logits], losses)
         return clipped.pack()
 
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
@@ -87,7 +87,7 @@ class SlimLlmPlus(GroupWidthMethod):
                     loss = loss + (output - beside[sample].float()).square().mean()
                 yield loss
 
-        before, after = self._learn([logit for layer in layers.values() for logit in layer.logits()], losses)
+        before, after = self._learn([layer.logits for layer in layers.values()], losses)
         for context in contexts.values():
             context.facts["block_loss"] = {"first_epoch": before, "last_epoch": after}
         return BlockResult({name: layer.pack() for name, layer in layers.items()})
@@ -121,9 +121,9 @@ class _ClippedWeight:
     ) -> None:
         self._weight, self._widths, self._group_size = weight, widths, group_size
         self._scale_dtype, self._faithful = scale_dtype, faithful
-        groups = len(widths)
-        shape = (2, weight.shape[0], groups)
-        self._logits = torch.full(shape, _FIRST_LOGIT, device=weight.device, requires_grad=True)
+        shape = (2, weight.shape[0], len(widths))
+        # What is learned: for the upper and the lower end of each row's groups.
+        self.logits = torch.full(shape, _FIRST_LOGIT, device=weight.device, requires_grad=True)
         self._of_column = torch.arange(weight.shape[1], device=weight.device) // group_size
         self._bits = torch.tensor(widths, device=weight.device)
         parts = weight.split(group_size, dim=1)
@@ -135,10 +135,6 @@ class _ClippedWeight:
         around = torch.zeros_like(self._mean) if faithful else self._mean
         spread = (weight - around[:, self._of_column]).abs()
         self._deviation = torch.cat([part.mean(dim=1, keepdim=True) for part in spread.split(group_size, dim=1)], dim=1)
-
-    def logits(self) -> list[Tensor]:
-        """What is learned: [2, m, G], for the upper and the lower end."""
-        return [self._logits]
 
     def rounded(self) -> Tensor:
         """The dequantized weight [m, n], float32; gradients pass through to the logits."""
@@ -154,7 +150,8 @@ class _ClippedWeight:
         with torch.no_grad():
             scale, zero, mean, sign_scale = self._constants()
         one_bit = self._bits == 1
-        scale = store_scale(torch.where(one_bit, sign_scale, scale), self._scale_dtype)
+        stored = store(sign_scale, self._scale_dtype), store_scale(scale, self._scale_dtype)
+        scale = torch.where(one_bit, *stored)
         top = (1 << self._bits) - 1
         zero = torch.minimum(zero.clamp(min=0), top.float())
         of = self._of_column
@@ -172,7 +169,7 @@ class _ClippedWeight:
 
     def _constants(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale, zero point, and for one-bit groups mean and scale: each [m, G]."""
-        upper, lower = torch.sigmoid(self._logits)
+        upper, lower = torch.sigmoid(self.logits)
         high, low = upper * self._high, lower * self._low
         scale = (high - low) / ((1 << self._bits) - 1)
         zero = _round(-low / scale)

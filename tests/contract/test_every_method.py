@@ -185,6 +185,15 @@ def test_a_weight_of_any_float_dtype_is_accepted(name, dtype):
 
 
 @every_method
+def test_inputs_are_left_alone_unless_the_format_rounds_them(name):
+    packed = once(name, (64, 96))
+    x = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(1))
+    rounded = packed.round_inputs(x)
+    assert torch.equal(rounded, x) != packed.rounds_inputs
+    assert torch.equal(packed.round_inputs(rounded), rounded)
+
+
+@every_method
 def test_a_matrix_of_zeros_stays_zero(name):
     _, statistics = layer((64, 96))
     decoded = method_for(name, (64, 96)).quantize_linear(torch.zeros(64, 96), statistics).decode()

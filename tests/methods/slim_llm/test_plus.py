@@ -70,5 +70,14 @@ def test_the_weight_that_was_learned_with_is_the_one_that_is_stored():
     for faithful in (False, True):
         clipped = _ClippedWeight(weight, [2, 1, 3, 2, 4], 32, torch.float32, faithful=faithful)
         with torch.no_grad():
-            clipped.logits()[0].copy_(1 + torch.rand(2, 32, 5, generator=torch.Generator().manual_seed(1)))
+            clipped.logits.copy_(1 + torch.rand(2, 32, 5, generator=torch.Generator().manual_seed(1)))
         assert torch.allclose(clipped.pack().decode(), clipped.rounded().detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_matrix_of_zeros_stays_zero_in_one_bit_groups_too():
+    weight, statistics = layer()
+    context = LayerContext()
+    for method in ("slim-llm", "slim-llm-plus"):
+        packed = create_method(method, group_size=32).quantize_linear(torch.zeros_like(weight), statistics, context)
+        assert 1 in context.facts["widths"]
+        assert not packed.decode().any()
