@@ -79,15 +79,15 @@ class Aptq(QuantizationMethod):
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
         assert view.collect is not None
         statistics = view.collect("hessian")
+        plain = {name: seen.hessian for name, seen in statistics.items()}
         for name, hessian in attention_hessians(view, self.config.seed).items():
             contexts[name].facts["hessian"] = "attention"
             statistics[name] = LayerStatistics.from_hessian(hessian, statistics[name].samples)
-        return BlockResult(
-            {
-                name: self.quantize_linear(linear.weight, statistics[name], contexts[name])
-                for name, linear in view.linears.items()
-            }
-        )
+        packed = {
+            name: self.quantize_linear(linear.weight, statistics[name], contexts[name])
+            for name, linear in view.linears.items()
+        }
+        return BlockResult(packed, hessians=plain)
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """2 or 4 bits a code; how the paper counts more than that is not known."""

@@ -70,6 +70,7 @@ class SlimLlmPlus(GroupWidthMethod):
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
         assert view.collect is not None and view.targets is not None
         statistics = view.collect("inputs" if self.config.objective == "kl" else "hessian")
+        hessians = {name: seen.hessian for name, seen in statistics.items()}
         layers = {}
         for name, linear in view.linears.items():
             weight, context = self._prepare(linear.weight, contexts[name])
@@ -90,7 +91,7 @@ class SlimLlmPlus(GroupWidthMethod):
         before, after = self._learn([layer.logits for layer in layers.values()], losses)
         for context in contexts.values():
             context.facts["block_loss"] = {"first_epoch": before, "last_epoch": after}
-        return BlockResult({name: layer.pack() for name, layer in layers.items()})
+        return BlockResult({name: layer.pack() for name, layer in layers.items()}, hessians=hessians)
 
     def _clipped(self, weight: Tensor, statistics: LayerStatistics, context: LayerContext) -> _ClippedWeight:
         group_size = resolve_group_size(self.config.group_size, weight.shape[1])

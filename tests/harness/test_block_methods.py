@@ -81,6 +81,7 @@ def test_block_methods_quantize_every_layer_of_every_family(family, name):
     for layer, linear in model_linears(model).items():
         assert torch.equal(linear.weight, quantized.packed[layer].decode())
         assert not torch.equal(linear.weight, originals[layer].weight)
+    assert all(0 < layer.proxy_loss < 1 for layer in quantized.layers)
 
 
 def test_clipping_of_a_block_brings_its_output_nearer_to_the_unquantized_model():
