@@ -53,16 +53,15 @@ class SlimLlmPlus(GroupWidthMethod):
     def quantize_linear(
         self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
     ) -> PackedWeight:
-        """Clipping learned on this layer's own squared output error: a layer alone has no block around it."""
+        """Clipping learned on this layer's own squared output error, a step an epoch: it has no block around it."""
         prepared, context = self._prepare(weight, context)
         statistics = self._statistics(statistics, prepared, context)
         clipped = self._clipped(prepared, statistics, context)
-        hessian, samples = statistics.hessian, statistics.samples
+        hessian = statistics.hessian
 
         def losses() -> Iterator[Tensor]:
-            for _ in range(samples):  # as many steps as there are samples, each on all of them
-                change = clipped.rounded() - prepared
-                yield ((change @ hessian) * change).sum() / hessian.diagonal().mean().clamp(min=1e-12)
+            change = clipped.rounded() - prepared
+            yield ((change @ hessian) * change).sum() / hessian.diagonal().mean().clamp(min=1e-12)
 
         self._learn([clipped.logits], losses)
         return clipped.pack()
