@@ -83,6 +83,8 @@ def load_experiment(name: str) -> Experiment:
             return _parse(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"experiment file {path} cannot be read ({error})") from error
+    if f"{name}-table" in experiment_names():
+        name = f"{name}-table"  # "slim-llm" for short
     if name not in experiment_names():
         raise InputError(f"unknown experiment {name!r}" + did_you_mean(name, experiment_names()))
     return _parse(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")

@@ -160,6 +160,9 @@ class RecordView:
         if provenance.get("reconstruction") is True:
             parity = _text(provenance, "parity") or "not tested"
             found.append(f"reconstruction from the paper's text; parity with the authors' code: {parity}")
+        remark = _text(provenance, "remark")
+        if remark:
+            found.append(remark)
         precision = _mapping(self._record, "model", "source_precision")
         if precision.get("quantized") is True and not self.reparameterized:
             found.append(_quantized_source_note(precision))

@@ -19,7 +19,7 @@ def refused(path):
 
 
 def test_the_shipped_experiments_are_found():
-    assert {"table1", "table2", "table4"} <= set(experiment_names())
+    assert {"table1", "table2", "table4", "slim-llm-table", "mg-ptq-table"} <= set(experiment_names())
     assert "profiles" not in experiment_names()
 
 
@@ -49,7 +49,10 @@ def test_every_claim_of_the_item_has_a_row_and_every_model_a_claim(name):
     claimed = find(load_claims(), item=experiment.item, metric=experiment.metric)
     rows = {(row.method, row.setting) for row in experiment.rows}
     assert {(claim.method, claim.setting) for claim in claimed} - rows == set()
-    assert {claim.model for claim in claimed} == {models()[model].claims for model in experiment.models}
+    if all(row.ours for row in experiment.rows):  # a paper whose tables could not be read
+        assert not claimed
+    else:
+        assert {claim.model for claim in claimed} == {models()[model].claims for model in experiment.models}
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -80,6 +83,11 @@ def test_table_4_measures_every_task_of_the_paper_and_the_one_that_its_head_name
     of_arc = find(load_claims(), item="table 4", dataset="arc_challenge")
     assert of_arc and all(claim.note == "column headed ARC-e; the values are ARC-challenge" for claim in of_arc)
     assert any("ARC-e that holds ARC-challenge values" in note for note in experiment.notes)
+
+
+@pytest.mark.parametrize("name", ["slim-llm", "mg-ptq", "slim-llm-opt"])
+def test_the_table_of_a_method_may_be_named_by_the_method(name):
+    assert load_experiment(name) == load_experiment(f"{name}-table")
 
 
 def test_an_unknown_profile_gets_a_suggestion():
