@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ from methods.registry import method_names
 from methods.validation import validated
 
 
+class NothingToMeasureError(InputError):
+    """None of the texts or tasks of an experiment can be had on this machine."""
+
+
 @dataclass(frozen=True)
 class Choices:
     """What the user asked for; None leaves it to the profile or the experiment."""
@@ -52,6 +56,16 @@ class Choices:
     device: str | None = None
     seed: int = 0
     reparameterize: bool = False
+
+    def suited_to(self, experiment: Experiment) -> Choices:
+        """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
+        known = {row.method for row in experiment.rows}
+        methods = tuple(method for method in self.methods if method in known)
+        if self.methods and not methods:
+            raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
+        if experiment.metric == "accuracy":
+            return replace(self, methods=methods, corpora=(), windows=None, divergence=False)
+        return replace(self, methods=methods, tasks=(), limit=None)
 
 
 @dataclass
@@ -115,6 +129,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
         datasets=_datasets(experiment, choices),
         rows=tuple(planned),
         notes=(f"Profile: {profile_name}.", *remarks, *experiment.notes),
+        figures=experiment.figures,
     )
     return plan
 
@@ -175,7 +190,7 @@ def _evaluations(
         return _task_evaluations(experiment, choices, profile, sources)
     if choices.tasks or choices.limit is not None:
         raise InputError(f"--tasks and --limit are for zero-shot tables; {experiment.name} measures perplexity")
-    corpora = choices.corpora or experiment.corpora
+    corpora, absent = _corpora_here(experiment, choices, sources)
     shown: dict[str, str] = {}
     for corpus in corpora:
         if shown.setdefault(dataset_name(corpus), corpus) != corpus or corpora.count(corpus) > 1:
@@ -197,7 +212,25 @@ def _evaluations(
                 "content": local_checksum(found, "test"),
             }
             specs.append(validated(kind, values, f"evaluation on {corpus!r}"))
-    return tuple(specs), ()
+    return tuple(specs), (f"Not measured, no text here: {', '.join(absent)}.",) if absent else ()
+
+
+def _corpora_here(experiment: Experiment, choices: Choices, sources: str) -> tuple[tuple[str, ...], list[str]]:
+    """The corpora to measure, and those that can be had from nowhere; one that was asked for by name must be here."""
+    if choices.corpora:
+        return choices.corpora, []
+    here, absent, problem = [], [], None
+    for corpus in experiment.corpora:
+        try:
+            resolve_corpus(corpus, sources, "test")
+        except InputError as error:
+            problem = problem or error
+            absent.append(corpus)
+        else:
+            here.append(corpus)
+    if not here:
+        raise NothingToMeasureError(str(problem))
+    return tuple(here), absent
 
 
 def _task_evaluations(
@@ -224,7 +257,7 @@ def _task_evaluations(
         values = {"task": task, "source": source, "limit": limit, "content": content and content[:16]}
         specs.append(validated(ZeroShotSpec, values, f"task {task!r}"))
     if not specs:
-        raise InputError(
+        raise NothingToMeasureError(
             f"{experiment.name}: none of its tasks is here ({', '.join(absent)}); set SAGEBENCH_DATA to a folder "
             "with zeroshot/*.jsonl, or use --profile paper to fetch them from the hub"
         )

@@ -22,6 +22,7 @@ from harness.evaluations import (
 )
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
+from harness.metrics.weight_distribution import weight_distribution
 from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
@@ -74,6 +75,7 @@ def run(
             with phases.measure("reference"):
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
+    distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
     quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
@@ -101,10 +103,16 @@ def run(
         "reference": reference_entry,
         "ledger": build_ledger(loaded.model, quantized, origin["file_bytes"]),
         "layers": [layer.as_record() for layer in quantized.layers],
+        **({} if distributions is None else {"weights": distributions}),
         "phases": phases.measured,
         "quantization": origin,
         "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
     }
+
+
+def _distributions(loaded: LoadedModel) -> dict[str, Any]:
+    """How the weights of each layer are distributed: a property of the model, so its own record alone holds it."""
+    return {name: weight_distribution(linear.weight) for name, linear in model_linears(loaded.model).items()}
 
 
 def _with_label(progress: Progress, what: str, done: int, total: int) -> None:

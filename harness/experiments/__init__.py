@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.report.figures import DRAWINGS
 from kernels.errors import InputError, did_you_mean
 from methods.validation import explain
 
@@ -29,25 +30,30 @@ class Row(_Data):
 
 
 class Experiment(_Data):
-    """A table of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every caption."""
+    """A table or figure of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every
+    caption. figures: what is drawn from its runs, names of harness.report.figures."""
 
     name: str
     item: str
     title: str
-    metric: Literal["perplexity", "accuracy"]
+    metric: Literal["perplexity", "accuracy", "quantization_minutes", "gpu_occupancy_percent", "gpu_memory_gb"]
     corpora: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> Experiment:
-        wanted, other = ("corpora", "tasks") if self.metric == "perplexity" else ("tasks", "corpora")
+        wanted, other = ("tasks", "corpora") if self.metric == "accuracy" else ("corpora", "tasks")
         if not getattr(self, wanted):
             raise ValueError(f"{wanted}=[]: a table of {self.metric} needs at least one")
         if getattr(self, other):
             raise ValueError(f"{other}={list(getattr(self, other))}: a table of {self.metric} has none")
+        for figure in self.figures:
+            if figure not in DRAWINGS:
+                raise ValueError(f"figures: unknown figure {figure!r}{did_you_mean(figure, DRAWINGS)}")
         return self
 
 
