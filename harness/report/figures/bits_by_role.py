@@ -39,15 +39,19 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     nominal = [ledger["nominal_weight_bits"] + ledger["nominal_scale_bits"] for _, ledger, _ in lines]
     claimed = axis.plot(nominal, places, "D", markerfacecolor=PAPER, markeredgecolor=INK, linestyle="none")[0]
-    for place, total in zip(places, left, strict=True):
-        axis.text(total, place, f" {total:.2f}", va="center", fontsize=page.venue.tick)
+    for place, total, count in zip(places, left, nominal, strict=True):
+        # Right of the bar and of the diamond, wherever that lies.
+        axis.annotate(
+            f"{total:.2f}", (max(total, count if count > total - 0.1 else 0.0), place), xytext=(5 * page.scale, 0),
+            textcoords="offset points", va="center", fontsize=page.venue.tick,
+        )  # fmt: skip
     axis.set_yticks(places, [source.name(row) for row, _, _ in lines])
     axis.invert_yaxis()
     axis.set_xlim(0, max(left) * 1.12)
     axis.set_xlabel("Stored bits per weight")
     axis.grid(True, axis="x")
     handles, labels = axis.get_legend_handles_labels()
-    legend_above(figure, [*handles, claimed], [*labels, "bits as claimed"], 3 if page.narrow else 6)
+    legend_above(figure, [*handles, claimed], [*labels, "bits as claimed"], 3 if page.narrow else 8)
     return Picture(
         figure,
         (

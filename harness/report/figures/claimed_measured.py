@@ -36,7 +36,10 @@ def draw(source: Source, page: Page) -> Picture:
         if reference is not None and (claim.method, claim.setting) in lines:
             look = mark(claim.method)
             y = lines.index((claim.method, claim.setting)) - 0.13
-            left.plot(claim.value / reference, y, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour)
+            left.plot(
+                claim.value / reference, y, look.marker, markerfacecolor="none", markeredgecolor=look.colour,
+                markersize=3.4 * page.scale, markeredgewidth=0.7 * page.scale,
+            )  # fmt: skip
             ratios.append(claim.value / reference)
     for row in measured:
         look = mark(row.method)
@@ -45,13 +48,13 @@ def draw(source: Source, page: Page) -> Picture:
         y = lines.index((row.method, row.setting)) + 0.13
         left.errorbar(value, y, xerr=[[min(error, 0.9 * value)], [error]], color=look.colour, capsize=1.5 * page.scale)
         left.plot(value, y, look.marker, color=look.colour, zorder=3)
-        ratios.append(value)
+        ratios.append(value + error)
         nominal = (row.nominal_weight_bits or 0.0) + (row.nominal_scale_bits or 0.0)
         y = lines.index((row.method, row.setting))
         right.plot([nominal, row.payload_bits], [y, y], color=look.colour, linewidth=0.8 * page.venue.line)
         right.plot(nominal, y, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour)
         right.plot(row.payload_bits, y, look.marker, color=look.colour)
-    log_axis(left.xaxis, min([1.0, *ratios]), max(ratios))
+    log_axis(left.xaxis, 0.9 * min([1.0, *ratios]), 1.1 * max(ratios))
     left.axvline(1.0, color=SOFT, linewidth=0.8 * page.venue.line, linestyle=(0, (4, 2)))
     left.set_xlabel("Perplexity / that of the unquantized model")
     right.set_xlabel("Bits per weight")

@@ -30,6 +30,7 @@ class Drawn:
     caption: tuple[str, ...]
     run_keys: tuple[str, ...]
     files: dict[str, bytes]
+    narrow: bool = False  # drawn for one column
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -57,7 +58,7 @@ def draw_figures(source: Source, page: Page, formats: Sequence[str], missing: li
             except NothingToDrawError as error:
                 missing.append(f"figure {name} is not drawn: {error}")
                 continue
-            yield Drawn(name, source.plan.title, picture.caption, picture.run_keys, files)
+            yield Drawn(name, source.plan.title, picture.caption, picture.run_keys, files, page.narrow)
 
 
 def write_figure(drawn: Drawn, folder: Path) -> list[Path]:
@@ -81,17 +82,18 @@ def caption(drawn: Drawn) -> str:
 
 def latex_float(drawn: Drawn) -> str:
     """A figure environment; the picture has the width that it was drawn for and must not be scaled."""
+    float_ = "figure" if drawn.narrow else "figure*"
     return "\n".join(
         [
             "% Generated from run records; `sagebench report` makes it again.",
             f"% Runs: {', '.join(drawn.run_keys)}",
             r"% Needs \usepackage{graphicx}.",
-            r"\begin{figure*}[t]",
+            rf"\begin{{{float_}}}[t]",
             r"\centering",
             rf"\includegraphics{{{drawn.name}}}",
             rf"\caption{{{escape_latex(caption(drawn))}}}",
             rf"\label{{fig:{drawn.name}}}",
-            r"\end{figure*}",
+            rf"\end{{{float_}}}",
             "",
         ]
     )

@@ -45,9 +45,8 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0)
     axes[0].invert_yaxis()  # shared by all maps
-    for place in range(max(0, len(lines) - across), len(lines)):
-        axes[place].set_xlabel("Decoder block")
-        axes[place].tick_params(labelbottom=True)
+    # Said once below all maps: a label of its own would tear a gap above an empty place of the grid.
+    figure.supxlabel("Decoder block", fontsize=page.venue.label)
     bar = figure.colorbar(image, ax=axes, location="right", aspect=30, pad=0.01)
     bar.set_label("Relative squared error of the weights")
     bar.outline.set_visible(False)  # type: ignore[operator]

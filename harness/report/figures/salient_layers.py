@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above
-from harness.report.figures.layers import kind, kinds
+from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import SOFT, Page, series
 
@@ -12,6 +12,8 @@ PER_MODEL = True
 
 def draw(source: Source, page: Page, model: str) -> Picture:
     """One column of panels a row of the table: salient fraction above, group count below, a mark a layer."""
+    from matplotlib.colors import BoundaryNorm
+
     lines = [
         (row, record)
         for row, record in source.planned(model)
@@ -19,29 +21,43 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     ]
     if not lines:
         raise NothingToDrawError(f"no run of {model} whose layers have groups")
-    figure, axes = blank(page, 3.3, 2, len(lines), sharex=True, sharey="row")
+    figure, axes = blank(page, 3.4, 2, len(lines), sharex=True, sharey="row")
     names = kinds(lines[0][1]["layers"])
     looks = series(names)
-    small = 2.2 * page.scale
+    counts = [layer["facts"]["groups"] for _, record in lines for layer in record["layers"]]
+    edges = [count - 0.5 for count in range(min(counts), max(counts) + 2)]
+    norm = BoundaryNorm(edges, 256)
+    image = None
     for column, (row, record) in enumerate(lines):
         top, bottom = axes[column], axes[len(lines) + column]
+        depth = blocks(record["layers"])
+        groups = [[float("nan")] * depth for _ in names]
         for name in names:
             layers = [layer for layer in record["layers"] if kind(layer["name"]) == name]
-            x = [layer["block"] for layer in layers]
-            style = {"color": looks[name].colour, "marker": looks[name].marker, "markersize": small, "linestyle": "none"}
-            top.plot(x, [100 * layer["facts"]["salient_fraction"] for layer in layers], label=name, **style)
-            bottom.plot(x, [layer["facts"]["groups"] for layer in layers], **style)
+            for layer in layers:
+                groups[names.index(name)][layer["block"]] = layer["facts"]["groups"]
+            top.plot(
+                [layer["block"] for layer in layers], [100 * layer["facts"]["salient_fraction"] for layer in layers],
+                label=name, color=looks[name].colour, marker=looks[name].marker, markersize=2.2 * page.scale,
+                linestyle="none",
+            )  # fmt: skip
+        image = bottom.pcolormesh(range(depth), range(len(names)), groups, norm=norm, cmap="cividis", shading="nearest")
         zeta = record["method"]["options"].get("max_salient")
         if zeta:
             top.axhline(100 * zeta, color=SOFT, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line)
         top.set_title(source.name(row))
         top.set_ylim(bottom=0)
-        bottom.set_xlabel("Decoder block")
-        bottom.yaxis.get_major_locator().set_params(integer=True)
         top.grid(True, axis="y")
-        bottom.grid(True, axis="y")
+        bottom.set_yticks(range(len(names)), names)
+        bottom.tick_params(axis="y", length=0)
+        bottom.set_xlabel("Decoder block")
     axes[0].set_ylabel("Salient weights, %")
-    axes[len(lines)].set_ylabel("Groups")
+    axes[len(lines)].invert_yaxis()
+    bar = figure.colorbar(image, ax=axes[len(lines) :], location="right", aspect=14, pad=0.01)
+    step = -(-len(edges) // 8)
+    bar.set_ticks(range(min(counts), max(counts) + 1, step), minor=False)
+    bar.ax.minorticks_off()
+    bar.set_label("Groups")
     handles, labels = axes[0].get_legend_handles_labels()
     legend_above(figure, handles, labels, 4 if page.narrow else 7)
     return Picture(
