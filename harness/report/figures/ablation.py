@@ -25,26 +25,20 @@ def draw(source: Source, page: Page) -> Picture:
     shown = panels(source, "perplexity", "sage-ptq")
     settings = distinct(row.setting for row in source.plan.rows if row.method == "sage-ptq")
     datasets = distinct(dataset for panel in shown for _, dataset in (*panel.measured, *panel.paper))
-    looks = {name: look for name, look in series(datasets).items()}
+    looks = dict(series(datasets))
     across = 1 if page.narrow else 2
     down = -(-len(shown) // across)
     figure, axes = blank(page, 1.6 * down + 0.25, down, across)
+    unquantized = [row for row in source.measured("perplexity") if row.method == UNQUANTIZED]
     for place, axis in enumerate(axes):
         if place < len(shown):
-            _panel(axis, page, shown[place], settings, datasets, looks)
+            own = {row.dataset: row.measured or 1.0 for row in unquantized if row.model == shown[place].model}
+            _panel(axis, page, shown[place], settings, own, looks)
         else:
             axis.set_axis_off()
         if place % across == 0:
             axis.set_ylabel("Perplexity")
-    unquantized = [row for row in source.measured("perplexity") if row.method == UNQUANTIZED]
-    for axis, panel in zip(axes, shown, strict=False):
-        for row in unquantized:
-            if row.model == panel.model:
-                axis.axhline(
-                    row.measured or 1.0, color=looks.get(row.dataset, Mark(INK, "", "")).colour,
-                    linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line,
-                )  # fmt: skip
-    handles: list[object] = [Patch(facecolor=looks[name].colour, hatch=looks[name].hatch, edgecolor=PAPER) for name in datasets]
+    handles: list[object] = [Patch(facecolor=look.colour, hatch=look.hatch, edgecolor=PAPER) for look in looks.values()]
     handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2))))
     legend_above(figure, handles, [*datasets, "FP16"], 2 if page.narrow else 5)
     rows = [row for row in source.measured("perplexity") if row.method in ("sage-ptq", UNQUANTIZED)]
@@ -60,10 +54,11 @@ def draw(source: Source, page: Page) -> Picture:
 
 
 def _panel(
-    axis: Axes, page: Page, panel: Panel, settings: tuple[str, ...], datasets: tuple[str, ...], looks: dict[str, Mark]
+    axis: Axes, page: Page, panel: Panel, settings: tuple[str, ...], reference: dict[str, float], looks: dict[str, Mark]
 ) -> None:
+    datasets = [name for name in looks if any(name == dataset for _, dataset in (*panel.measured, *panel.paper))]
     width = 0.8 / len(datasets)
-    values = panel.values
+    values = [*panel.values, *reference.values()]
     for number, dataset in enumerate(datasets):
         look = looks[dataset]
         offset = (number - (len(datasets) - 1) / 2) * width
@@ -78,8 +73,10 @@ def _panel(
             elif (setting, dataset) in panel.paper:
                 value = panel.paper[setting, dataset]
                 axis.bar(x, value, 0.9 * width, facecolor=PAPER, edgecolor=look.colour, hatch=look.hatch)
+    for dataset, value in reference.items():
+        axis.axhline(value, color=looks[dataset].colour, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line)
     log_axis(axis.yaxis, 0.8 * min(values), 1.1 * max(values))
-    axis.set_xticks(range(len(settings)), short(settings, 10 if page.narrow else 11))
+    axis.set_xticks(range(len(settings)), short(settings, 12), linespacing=1.0)
     axis.tick_params(axis="x", length=0)
     axis.set_title(panel.title)
     axis.grid(True, axis="y")

@@ -40,22 +40,34 @@ def blank(page: Page, height: float, rows: int = 1, columns: int = 1, **grid: An
     return figure, list(axes.flat)
 
 
+# Ticks of a decade, from sparse to dense: the first that gives four of them is taken.
+_STEPS = (
+    (1.0,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+)  # fmt: skip
+
+
 def log_axis(axis: Any, low: float, high: float) -> None:
     """A logarithmic axis from below `low` to above `high`, ticks written as plain numbers: 20, 50, 100, 8k."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-    low, high = low / 1.15, high * 1.15
-    axis.axes.set_yscale("log") if axis.axis_name == "y" else axis.axes.set_xscale("log")
-    (axis.axes.set_ylim if axis.axis_name == "y" else axis.axes.set_xlim)(low, high)
-    decades = log10(high / low)
-    steps = (1, 2, 5) if decades < 2.2 else (1,) if decades > 3 else (1, 3)
-    if decades < 0.5:
-        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    ticks = [s * 10.0**e for e in range(floor(log10(low)), ceil(log10(high)) + 1) for s in steps]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    margin = max(1.15, (high / low) ** 0.05)
+    low, high = low / margin, high * margin
+    if axis.axis_name == "y":
+        axis.axes.set_yscale("log")
+        axis.axes.set_ylim(low, high)
+    else:
+        axis.axes.set_xscale("log")
+        axis.axes.set_xlim(low, high)
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+    for steps in _STEPS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            break
+    axis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 8)]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_formatter(NullFormatter())
-    if decades < 0.5:
+    if len(steps) > 3:
         axis.set_minor_locator(NullLocator())
 
 

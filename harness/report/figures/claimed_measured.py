@@ -56,7 +56,7 @@ def draw(source: Source, page: Page) -> Picture:
         right.plot(row.payload_bits, y, look.marker, color=look.colour)
     log_axis(left.xaxis, 0.9 * min([1.0, *ratios]), 1.1 * max(ratios))
     left.axvline(1.0, color=SOFT, linewidth=0.8 * page.venue.line, linestyle=(0, (4, 2)))
-    left.set_xlabel("Perplexity / that of the unquantized model")
+    left.set_xlabel("Perplexity / unquantized")
     right.set_xlabel("Bits per weight")
     right.set_xlim(left=0)
     labels = [f"{source.label(method)} {setting}".strip() for method, setting in lines]

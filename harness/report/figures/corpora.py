@@ -23,13 +23,15 @@ def draw(source: Source, page: Page) -> Picture:
     datasets = (*datasets, *distinct(row.dataset for row in rows if _corpus(row.dataset) not in datasets))
     models = distinct((*(row.model for row in rows), *(claim.model for claim in claims)))
     methods = distinct(row.method for row in source.plan.rows)
+    # Side by side: values of two methods are often too close to see both.
+    offsets = {method: 0.36 * (place / max(1, len(methods) - 1) - 0.5) for place, method in enumerate(methods)}
     figure, axes = blank(page, 1.35 * len(datasets) + 0.8, len(datasets), 1, sharex=True)
     for axis, dataset in zip(axes, datasets, strict=True):
-        own = [row for row in rows if dataset in (row.dataset, _corpus(row.dataset))]
+        own = [row for row in rows if _corpus(row.dataset) == dataset]
         values = []
         for row in own:
             look = mark(row.method)
-            x = models.index(row.model)
+            x = models.index(row.model) + offsets[row.method]
             value, error = row.measured or 0.0, row.stderr or 0.0
             axis.errorbar(x, value, [[min(error, 0.9 * value)], [error]], color=look.colour, capsize=1.5 * page.scale)
             axis.plot(x, value, look.marker, color=look.colour)
@@ -38,7 +40,7 @@ def draw(source: Source, page: Page) -> Picture:
             if claim.dataset == dataset:
                 look = mark(claim.method)
                 axis.plot(
-                    models.index(claim.model), claim.value, look.marker, markerfacecolor=PAPER,
+                    models.index(claim.model) + offsets[claim.method], claim.value, look.marker, markerfacecolor=PAPER,
                     markeredgecolor=look.colour,
                 )  # fmt: skip
                 values.append(claim.value)
@@ -67,7 +69,7 @@ def draw(source: Source, page: Page) -> Picture:
     )
 
 
-def _corpus(dataset: str) -> str | None:
-    """The corpus that an embedded sample stands in for."""
+def _corpus(dataset: str) -> str:
+    """The corpus that an embedded sample stands in for; any other text itself."""
     entry = catalogue().get(dataset)
-    return None if entry is None else entry.sample_of
+    return entry.sample_of or dataset if entry else dataset

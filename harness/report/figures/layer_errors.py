@@ -47,7 +47,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     axes[0].invert_yaxis()  # shared by all maps
     # Said once below all maps: a label of its own would tear a gap above an empty place of the grid.
     figure.supxlabel("Decoder block", fontsize=page.venue.label)
-    bar = figure.colorbar(image, ax=axes, location="right", aspect=30, pad=0.01)
+    bar = figure.colorbar(image, ax=axes, location="right", aspect=9 * down, pad=0.01)
     bar.set_label("Relative squared error of the weights")
     bar.outline.set_visible(False)  # type: ignore[operator]
     return Picture(

@@ -53,8 +53,14 @@ def draw(source: Source, page: Page) -> Picture:
                     )  # fmt: skip
         values = [value for panel in shown for _, value, _ in _points(panel, side)]
         values += [row.measured or 1.0 for row in rows if row.method == UNQUANTIZED and side == "measured"]
-        log_axis(axis.yaxis, min(values), max(values))
-        axis.legend(loc="best", ncols=1 if page.narrow or len(shown) < 4 else 2)
+        # Curves fall: the room for the legend is made above them.
+        log_axis(axis.yaxis, min(values), max(values) * (max(values) / min(values)) ** 0.35)
+        handles, labels = axis.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda place: labels[place].endswith(", FP16"))
+        axis.legend(
+            [handles[place] for place in order], [labels[place] for place in order], loc="upper right",
+            ncols=1 if len(labels) < 4 else 2,
+        )  # fmt: skip
     return Picture(
         figure,
         (
@@ -84,5 +90,5 @@ def _frame(axis: Axes, page: Page, side: str, stored: dict[int, float]) -> None:
     axis.set_xlim(min(ticks) - 0.4, max(ticks) + 0.4)
     axis.set_xlabel("Index bits (stored bits per weight)" if side == "measured" else "Index bits")
     axis.set_ylabel("Perplexity")
-    axis.set_title(f"{side}")
+    axis.set_title(side.capitalize())
     axis.grid(True, axis="y")

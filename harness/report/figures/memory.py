@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.catalog import models as catalogue
 from harness.claims import find
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above, log_axis, plain
@@ -9,6 +11,9 @@ from harness.report.figures.source import Source, keys
 from harness.report.figures.style import GRID, INK, PAPER, SOFT, Page, mark
 from harness.report.measured_table import UNQUANTIZED
 from harness.report.rows import TidyRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PER_MODEL = False
 _PANELS = {"gpu_memory_gb": "Memory while decoding, GB", "storage_gb": "Storage, GB"}
@@ -71,14 +76,11 @@ def _billions(value: float) -> str:
     return f"{value / 1e9:.3g}B" if value >= 1e9 else f"{plain(value / 1e6)}M"
 
 
-def _label(axis, page: Page, bits: int, span: tuple[float, float]) -> None:  # type: ignore[no-untyped-def]
-    """Name a line of bits where it is inside the axes, near its left end."""
-    low, high = span
-    bottom, top = axis.get_ylim()
-    x = max(low * 1.1, bottom * 1.25 * 8e9 / bits)
-    y = x * bits / 8e9
-    if x < high and y < top:
-        axis.annotate(
-            f"{bits} bit", (x, y), xytext=(2 * page.scale, -1 * page.scale), textcoords="offset points", color=SOFT,
-            fontsize=page.venue.tick - 1, va="top",
-        )  # fmt: skip
+def _label(axis: Axes, page: Page, bits: int, span: tuple[float, float]) -> None:
+    """Name a line of bits above its upper end, where it leaves the axes; the models lie further down."""
+    top = axis.get_ylim()[1]
+    x = 0.8 * min(span[1], top * 8e9 / bits)
+    axis.annotate(
+        f"{bits} bit", (x, x * bits / 8e9), xytext=(-3 * page.scale, 0), textcoords="offset points", color=SOFT,
+        fontsize=page.venue.tick, ha="right", va="center",
+    )  # fmt: skip

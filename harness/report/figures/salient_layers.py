@@ -27,6 +27,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     counts = [layer["facts"]["groups"] for _, record in lines for layer in record["layers"]]
     edges = [count - 0.5 for count in range(min(counts), max(counts) + 2)]
     norm = BoundaryNorm(edges, 256)
+    one_method = len({row.method for row, _ in lines}) == 1
     image = None
     for column, (row, record) in enumerate(lines):
         top, bottom = axes[column], axes[len(lines) + column]
@@ -45,7 +46,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         zeta = record["method"]["options"].get("max_salient")
         if zeta:
             top.axhline(100 * zeta, color=SOFT, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line)
-        top.set_title(source.name(row))
+        top.set_title(row.setting if one_method and row.setting else source.name(row))
         top.set_ylim(bottom=0)
         top.grid(True, axis="y")
         bottom.set_yticks(range(len(names)), names)

@@ -28,10 +28,12 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     across = 1 if page.narrow else 2
     panels = len(chosen) + 1
     down = -(-panels // across)
-    figure, axes = blank(page, 1.55 * down, down, across)
+    figure, axes = blank(page, 1.55 * down + 0.2, down, across)
     for axis, name in zip(axes, chosen, strict=False):
         _histogram(axis, page, name, known[name])
     _divergences(axes[len(chosen)], page, known)
+    handles, labels = axes[len(chosen)].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4 if page.narrow else 7)
     for axis in axes[panels:]:
         axis.set_axis_off()
     return Picture(
@@ -76,4 +78,3 @@ def _divergences(axis: Any, page: Page, layers: dict[str, Any]) -> None:
     axis.set_xlabel("Decoder block")
     axis.set_ylabel("KL, nats")
     axis.grid(True, axis="y")
-    axis.legend(ncols=2, loc="best", handletextpad=0.1, columnspacing=0.6, borderpad=0.1)
