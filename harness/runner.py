@@ -68,7 +68,7 @@ def run(
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
-        evaluations = [prepare(evaluation, loaded) for evaluation in spec.evaluations]
+        evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
         calibration = _calibration(spec, method, loaded)
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
@@ -136,7 +136,7 @@ def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel)
 def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
     """Beyond its positions a model fails, or its numbers mean nothing."""
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    parts = (*spec.evaluations, spec.calibration)
+    parts = (*spec.quality, spec.calibration)
     asked = [part.context for part in parts if part is not None and not isinstance(part, ZeroShotSpec)]
     if positions is not None and max(asked, default=0) > positions:
         raise InputError(
