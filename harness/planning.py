@@ -18,8 +18,10 @@ from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
 from harness.spec import (
     CalibrationSpec,
+    DecodeSpec,
     DivergenceSpec,
     EvaluationSpec,
+    MemorySpec,
     MethodSpec,
     ModelSpec,
     PerplexitySpec,
@@ -65,6 +67,8 @@ class Choices:
             raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
         if experiment.metric == "accuracy":
             return replace(self, methods=methods, corpora=(), windows=None, divergence=False)
+        if experiment.decode:
+            return replace(self, methods=methods, corpora=(), windows=None, divergence=False, tasks=(), limit=None)
         return replace(self, methods=methods, tasks=(), limit=None)
 
 
@@ -106,17 +110,24 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
         model, family = _model_spec(name, choices, profile)
-        reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
-        plan.runs.append(reference)
+        reference = None
+        if evaluations:  # what runs are compared by; speed and memory stand for themselves
+            reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
+            plan.runs.append(reference)
         for row in rows:
             if row.method not in method_names():
                 planned.append(_row(row, name, None, "method not registered"))
                 continue
+            if row.runtime.get("runtime") == "banded" and model.device == "cpu":
+                planned.append(_row(row, name, None, "not run: weights in bands need a CUDA device"))
+                continue
+            measured = (*evaluations, *_runtime_evaluations(experiment, row))
             options = {**profile.options.get(row.method, {}), **row.options}
-            spec = _run_spec(row.method, options, model, family, calibration, evaluations)
+            spec = _run_spec(row.method, options, model, family, calibration, measured)
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
-            plan.references[spec.key] = reference.key
+            if reference is not None:
+                plan.references[spec.key] = reference.key
             planned.append(_row(row, name, spec.key, _row_note(row, family, profile.options.get(row.method, {}))))
     for name in experiment.models:
         if name.lower() not in {choice.lower() for choice in names}:
@@ -138,6 +149,8 @@ def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
     """What the table is about, as the claims call it: corpora, or tasks."""
     if experiment.metric == "accuracy":
         return choices.tasks or experiment.tasks
+    if experiment.decode:
+        return ("decode",)
     return tuple(dataset_name(corpus) for corpus in choices.corpora or experiment.corpora)
 
 
@@ -188,6 +201,12 @@ def _evaluations(
     """What every run measures, and what the caption must say of what cannot be measured here."""
     if experiment.metric == "accuracy":
         return _task_evaluations(experiment, choices, profile, sources)
+    if experiment.decode:
+        if choices.tasks or choices.limit is not None or choices.corpora or choices.windows is not None:
+            raise InputError(
+                f"--corpus, --windows, --tasks and --limit are for tables of quality; {experiment.name} measures speed"
+            )
+        return (), ()
     if choices.tasks or choices.limit is not None:
         raise InputError(f"--tasks and --limit are for zero-shot tables; {experiment.name} measures perplexity")
     corpora, absent = _corpora_here(experiment, choices, sources)
@@ -213,6 +232,16 @@ def _evaluations(
             }
             specs.append(validated(kind, values, f"evaluation on {corpus!r}"))
     return tuple(specs), (f"Not measured, no text here: {', '.join(absent)}.",) if absent else ()
+
+
+def _runtime_evaluations(experiment: Experiment, row: Row) -> tuple[EvaluationSpec, ...]:
+    """Speed and memory of a row, where the experiment measures them."""
+    if not experiment.decode:
+        return ()
+    options = {**experiment.decode, **row.runtime}
+    where = f"{experiment.name}, row {row.setting!r}"
+    shared = {name: value for name, value in options.items() if name != "rounds"}
+    return validated(DecodeSpec, options, where), validated(MemorySpec, shared, where)
 
 
 def _corpora_here(experiment: Experiment, choices: Choices, sources: str) -> tuple[tuple[str, ...], list[str]]:

@@ -54,6 +54,8 @@ def run(
     reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
+    if len(spec.quality) < len(spec.evaluations):
+        raise RuntimeError("decode throughput and memory have no runner in this version")
     method = create_method(spec.method.name, **spec.method.options)
     phases = Phases(spec.model.device)
     progress(0, 1, "loading the model")

@@ -19,7 +19,8 @@ class _Data(BaseModel):
 
 
 class Row(_Data):
-    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it."""
+    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it.
+    runtime: how it is run where speed is measured, options of harness.spec.DecodeSpec."""
 
     method: str
     setting: str
@@ -27,6 +28,7 @@ class Row(_Data):
     options: dict[str, Any] = {}
     note: str = ""
     ours: bool = False
+    runtime: dict[str, Any] = {}
 
 
 class Experiment(_Data):
@@ -36,9 +38,12 @@ class Experiment(_Data):
     name: str
     item: str
     title: str
-    metric: Literal["perplexity", "accuracy", "quantization_minutes", "gpu_occupancy_percent", "gpu_memory_gb"]
+    metric: Literal[
+        "perplexity", "accuracy", "quantization_minutes", "gpu_occupancy_percent", "gpu_memory_gb", "token_latency_ms"
+    ]
     corpora: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    decode: dict[str, Any] = {}
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
@@ -46,11 +51,12 @@ class Experiment(_Data):
 
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> Experiment:
-        wanted, other = ("tasks", "corpora") if self.metric == "accuracy" else ("corpora", "tasks")
-        if not getattr(self, wanted):
-            raise ValueError(f"{wanted}=[]: a table of {self.metric} needs at least one")
-        if getattr(self, other):
-            raise ValueError(f"{other}={list(getattr(self, other))}: a table of {self.metric} has none")
+        kind = {"accuracy": "tasks", "token_latency_ms": "decode"}.get(self.metric, "corpora")
+        for name in ("corpora", "tasks", "decode"):
+            if name == kind and not getattr(self, name):
+                raise ValueError(f"{name}=[]: a table of {self.metric} needs at least one")
+            if name != kind and getattr(self, name):
+                raise ValueError(f"{name}={list(getattr(self, name))}: a table of {self.metric} has none")
         for figure in self.figures:
             if figure not in DRAWINGS:
                 raise ValueError(f"figures: unknown figure {figure!r}{did_you_mean(figure, DRAWINGS)}")

@@ -17,6 +17,7 @@ _TITLES = {
     "quantization_minutes": "quantization time",
     "gpu_occupancy_percent": "bits, occupancy and perplexity",
     "gpu_memory_gb": "memory and storage",
+    "token_latency_ms": "latency and memory of decoding",
 }
 
 
@@ -47,7 +48,7 @@ def facts_table(
     return Table(
         name=f"{plan.name}-{slug(model)}",
         title=f"{model}: {_TITLES[plan.metric]}",
-        caption=(*_caption(rows, views, model), *plan.notes),
+        caption=(*_caption(rows, views, model, any(fact.metric == "perplexity" for fact in facts)), *plan.notes),
         columns=(*columns, Column(("Notes",), numeric=False)),
         rows=tuple(body),
         remarks=(f"Measured: {'; '.join(fact.what for fact in facts if fact.what)}. GB: 1e9 bytes.",),
@@ -73,13 +74,15 @@ def _cells(fact: Fact, row: TidyRow | None, planned: PlannedRow, has_paper: bool
     return [Cell(fact.text(None if row is None else row.paper)), cell] if has_paper else [cell]
 
 
-def _caption(rows: Sequence[TidyRow], views: Mapping[str | None, RecordView], model: str) -> tuple[str, ...]:
+def _caption(
+    rows: Sequence[TidyRow], views: Mapping[str | None, RecordView], model: str, with_perplexity: bool
+) -> tuple[str, ...]:
     own = [row for row in rows if row.model == model]
     hardware = distinct(view.hardware for view in views.values())
     protocols = distinct(row.protocol for row in own)
     calibrations = distinct(row.calibration for row in own)
     caption = [f"Measured on {' / '.join(hardware)}" if hardware else "Nothing measured yet"]
-    if protocols:
+    if protocols and with_perplexity:
         caption.append(f"Perplexity: {' / '.join(protocols)}")
     if calibrations:
         caption.append(f"Calibration of methods that need it: {' / '.join(calibrations)}")

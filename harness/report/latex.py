@@ -7,6 +7,7 @@ a column of its own beside its value.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ _SPECIAL = {
     # At the start of a row these two would be read as an argument of the \\ that ends the row above.
     "[": "{[}", "*": "{*}",
 }  # fmt: skip
+# Points that a page of one column has, the narrowest that tables must fit; sizes of type with the width of a letter.
+_PAGE = 395.0
+_SIZES = ((r"\small", 5.1, 4.0), (r"\footnotesize", 4.6, 3.0), (r"\scriptsize", 4.1, 2.0))
+_WRAP = 18  # letters of a cell of text before it takes another line
 _DECIMAL = re.compile(r"([+-]?)(\d+)(?:\.(\d+))?")
 
 
@@ -38,23 +43,25 @@ def escape_latex(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a column is set. format: siunitx's table-format, or "" for text. error: its values have errors beside them."""
+    """How a column is set. format: siunitx's table-format, or "" for text. error: its values have errors beside them.
+    marks: its values have footnotes. letters: about how wide it is."""
 
     column: Column
     format: str
     error: bool
+    marks: bool
+    letters: float
 
     @property
     def spec(self) -> str:
         if not self.format:
             return "r" if self.column.numeric else "l"
-        return rf"S[table-format={self.format}]" + (r"@{\,}l" if self.error else "")
+        after = r",table-space-text-post={\textsuperscript{0}}" if self.marks else ""
+        return rf"S[table-format={self.format}{after}]" + (r"@{\,}l" if self.error else "")
 
     @property
     def head(self) -> str:
-        stacked = r" \\ ".join(escape_latex(line) for line in self.column.lines)
-        side = "r" if self.column.numeric else "l"
-        text = stacked if len(self.column.lines) == 1 else rf"\shortstack[{side}]{{{stacked}}}"
+        text = _stacked([escape_latex(line) for line in _head_lines(self.column)], "r" if self.column.numeric else "l")
         if self.error:
             return rf"\multicolumn{{2}}{{r}}{{{text}}}"
         return f"{{{text}}}" if self.format else text
@@ -67,7 +74,7 @@ class _Form:
             value = rf"\bfseries {cell.text}" if cell.bold else cell.text
             after = f"{{{raised}}}" if raised else ""
             return f"{value}{after} & {tail}" if self.error else f"{value}{after}"
-        text = "--" if cell.text == "-" else _exponent(cell.text) or escape_latex(cell.text)
+        text = "--" if cell.text == "-" else _exponent(cell.text) or _wrapped(cell.text)
         text = rf"\textbf{{{text}}}" if cell.bold else text
         text = f"{text} {tail}" if tail else text
         if self.format:
@@ -77,12 +84,15 @@ class _Form:
 
 def _table(table: Table) -> str:
     sentences = [_sentence(text) for text in (table.title, *table.caption)]
-    forms = [_form(column, [row[place] for row in table.rows]) for place, column in enumerate(table.columns)]
+    shown = _shown(table)
+    forms = [_form(table.columns[place], [row[place] for row in table.rows]) for place in shown]
+    size, gap = _size(forms)
     lines = [
         # Both columns of the page: ten columns of numbers do not fit into one.
         r"\begin{table*}[t]",
-        r"\centering\small",
-        r"\setlength{\tabcolsep}{4pt}",
+        rf"\centering{size}",
+        rf"\setlength{{\tabcolsep}}{{{gap:g}pt}}",
+        r"\setlength{\belowcaptionskip}{4pt}",
         r"\sisetup{detect-weight=true,retain-explicit-plus=true}",
         rf"\caption{{{' '.join(sentences)}}}",
         rf"\label{{tab:{table.name}}}",
@@ -90,7 +100,7 @@ def _table(table: Table) -> str:
         r"\toprule",
         _row(form.head for form in forms),
         r"\midrule",
-        *(_row(form.cell(cell) for cell, form in zip(row, forms, strict=True)) for row in table.rows),
+        *(_row(form.cell(row[place]) for place, form in zip(shown, forms, strict=True)) for row in table.rows),
         r"\bottomrule",
         r"\end{tabular}",
         *_below(table),
@@ -99,23 +109,76 @@ def _table(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _shown(table: Table) -> list[int]:
+    """The columns with something in them: print has no room for a paper's values of a model that it has not."""
+    return [
+        place
+        for place in range(len(table.columns))
+        if not table.rows or any(row[place].text.strip("-") or row[place].marks for row in table.rows)
+    ]
+
+
 def _form(column: Column, cells: Sequence[Cell]) -> _Form:
     """A column of plain decimals is aligned on them; one with an exponent or without any number is set as text."""
     found = [_DECIMAL.fullmatch(cell.text) for cell in cells]
     numbers = [match for match in found if match]
     exponent = any(_exponent(cell.text) for cell in cells)
+    marks = any(cell.marks for cell in cells)
+    head = max(len(line) for line in _head_lines(column))
+    widest = max((_letters(cell) for cell in cells), default=0.0)
     if not column.numeric or not numbers or exponent:
-        return _Form(column, "", False)
+        return _Form(column, "", False, marks, max(head, widest))
     sign = "+" if any(match[1] for match in numbers) else ""
     digits = max(len(match[2]) for match in numbers)
     decimals = max(len(match[3] or "") for match in numbers)
+    tails = max(len(cell.tail) for cell in cells)
+    letters = len(sign) + digits + decimals + (0.5 if decimals else 0.0) + tails + (0.7 if marks else 0.0)
     shape = f"{sign}{digits}.{decimals}" if decimals else f"{sign}{digits}"
-    return _Form(column, shape, any(cell.tail for cell in cells))
+    return _Form(column, shape, bool(tails), marks, max(head, letters))
+
+
+def _size(forms: Sequence[_Form]) -> tuple[str, float]:
+    """The largest type, with its gap between columns in points, in which the table fits the narrowest page."""
+    letters = sum(form.letters for form in forms)
+    for size, letter, gap in _SIZES:
+        if letters * letter + 2 * gap * (len(forms) - 1) <= _PAGE:
+            break
+    return size, gap
+
+
+def _letters(cell: Cell) -> float:
+    if not cell.text:
+        return 1.5 * len(cell.marks)
+    longest = max(len(line) for line in textwrap.wrap(cell.text, _WRAP))
+    return longest + len(cell.tail) + 0.7 * bool(cell.marks)
+
+
+def _head_lines(column: Column) -> tuple[str, ...]:
+    """The lines of a head; a long name of a model is broken at its size, "LLaMA-2-" over "70B"."""
+    if len(column.lines) == 1 and len(column.title) > 7 and "-" in column.title:
+        first, _, last = column.title.rpartition("-")
+        return (f"{first}-", last)
+    return column.lines
+
+
+def _wrapped(text: str) -> str:
+    first, *rest = textwrap.wrap(text, _WRAP) or [""]
+    if not rest:
+        return escape_latex(first)
+    lines = r" \\ ".join([escape_latex(first), *(rf"\enspace {escape_latex(line)}" for line in rest)])
+    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{lines}\end{{tabular}}"  # its first line stands on the row
+
+
+def _stacked(lines: Sequence[str], side: str) -> str:
+    if len(lines) < 2:
+        return "".join(lines)
+    stacked = r" \\ ".join(lines)
+    return rf"\shortstack[{side}]{{{stacked}}}"
 
 
 def _exponent(text: str) -> str:
     """ "1.23e5" for siunitx to typeset; "" for anything else."""
-    return rf"\num{{{text}}}" if re.fullmatch(r"[+-]?\d+(\.\d+)?e-?\d+", text) else ""
+    return rf"\num{{{text}}}" if re.fullmatch(r"[+-]?\d+(\.\d+)?e[+-]?\d+", text) else ""
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -41,6 +41,12 @@ def build_document(plan: TablePlan, records: Records, claims: Sequence[Claim]) -
 
 
 def _models_with_a_table(plan: TablePlan, claims: Sequence[Claim]) -> tuple[str, ...]:
-    """Models that were to run, and models outside the paper, which would else be in no table at all."""
+    """Models that were to run, and models outside the paper, which would else be in no table at all.
+
+    Where the claims hold nothing of the item, its models that were not run have nothing to show.
+    """
     of_paper = {claim.model for claim in find(claims, item=plan.item)}
+    to_run = distinct(row.model for row in plan.rows if row.run_key is not None)
+    if not of_paper and to_run:
+        return to_run
     return distinct(row.model for row in plan.rows if row.run_key is not None or row.model not in of_paper)

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.claims import BIT_METRICS, Claim, find
 from harness.plan import PlannedRow, TablePlan
-from harness.report.facts import FACTS
+from harness.report.facts import FACTS, SPEED
 from harness.report.records_view import Ledger, Measurement, RecordView, distinct
 
 COLUMNS = (
@@ -68,7 +68,8 @@ def build_rows(plan: TablePlan, records: Records, claims: Iterable[Claim]) -> tu
     for planned in plan.rows:
         record = None if planned.run_key is None else records.get(planned.run_key)
         view = None if record is None else RecordView(record)
-        rows += _metric_rows(plan, planned, view, of_item)
+        if plan.metric != SPEED:
+            rows += _metric_rows(plan, planned, view, of_item)
         rows += _further_rows(plan, planned, view)
         rows += _fact_rows(plan, planned, view, of_item)
         rows += _bit_rows(plan, planned, view, of_item)

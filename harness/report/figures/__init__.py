@@ -16,4 +16,5 @@ DRAWINGS = {
     "weight-distribution": "weight_distribution",
     "corpora": "corpora",
     "memory": "memory",
+    "roofline": "roofline",
 }
