@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.paper_items import experiment_of, experiments_of_paper
 from kernels.errors import InputError
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")

@@ -11,7 +11,7 @@ _EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 
 
 def experiments_of_paper() -> dict[str, str]:
-    """"table 1" to "table1", "figure 6" to "figure5-7": tables first, then figures, by number."""
+    """ "table 1" to "table1", "figure 6" to "figure5-7": tables first, then figures, by number."""
     found: dict[tuple[bool, int], tuple[str, str]] = {}
     for path in _EXPERIMENTS.glob("*.yaml"):
         match = re.fullmatch(r"(table|figure)(\d+)(?:-(\d+))?", path.stem)

@@ -123,7 +123,9 @@ def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> 
             cells.append(", ".join(plan.table.name for plan in plans if spec in plan.runs))
         table.add_row(*cells)
     console.print(table)
-    for row in dict.fromkeys((row.label, row.setting, row.run_key, row.note) for plan in plans for row in plan.table.rows):
+    for row in dict.fromkeys(
+        (row.label, row.setting, row.run_key, row.note) for plan in plans for row in plan.table.rows
+    ):
         label, setting, key, note = row
         if key is None and note == "method not registered":
             console.print(f"not run: {label} ({setting}): {note}", markup=False)

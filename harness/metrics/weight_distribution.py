@@ -37,7 +37,9 @@ def weight_distribution(weight: Tensor) -> dict[str, Any]:
         standard /= std
         counts = [0] * BINS
         for part in standard.split(_CHUNK):  # histc counts in float32, which is exact up to 2^24
-            counts = [sum(pair) for pair in zip(counts, torch.histc(part, BINS, -SPAN, SPAN).int().tolist(), strict=True)]
+            counts = [
+                sum(pair) for pair in zip(counts, torch.histc(part, BINS, -SPAN, SPAN).int().tolist(), strict=True)
+            ]
         below, above = int((standard < -SPAN).sum()), int((standard > SPAN).sum())
         kurtosis = float(standard.square().square().mean(dtype=torch.float64)) - 3.0
     return {

@@ -31,18 +31,25 @@ class Fact:
         return f"{value:.{self.decimals}f}"
 
 
+_COUNTED = (
+    "memory: weights on the device, counted from all tensors that decoding needs, or measured where the run decoded"
+)
 # A table of speed: its runs evaluate no text.
 SPEED = "token_latency_ms"
 # By the metric of the table: what stands in it, in order. Perplexity and bits come from the run's own entries.
 FACTS: dict[str, tuple[Fact, ...]] = {
     "quantization_minutes": (
-        Fact("quantization_minutes", ("Quantization", "min"), what="wall time of quantization alone, calibration in it"),
+        Fact(
+            "quantization_minutes", ("Quantization", "min"), what="wall time of quantization alone, calibration in it"
+        ),
         Fact("quantization_peak_gb", ("Peak memory", "GB"), what="largest resident memory while quantizing"),
     ),
     "gpu_occupancy_percent": (
         Fact("weight_bits", ("Weight bits",), 3, "bits as the method's own paper counts them"),
         Fact("scale_bits", ("Scale bits",), 3),
-        Fact("gpu_occupancy_percent", ("Occupancy", "%"), what="occupancy: those bits over 16, as the paper computes it"),
+        Fact(
+            "gpu_occupancy_percent", ("Occupancy", "%"), what="occupancy: those bits over 16, as the paper computes it"
+        ),
         Fact("payload_bits", ("Payload", "bits"), 3, "payload: all stored tensors of the quantized layers"),
         Fact("stored_percent", ("Stored", "%"), what="stored: payload bits over 16"),
         Fact("perplexity", ("Perplexity",)),
@@ -53,12 +60,13 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         Fact("token_latency_ms", ("Token", "ms"), what="token: median decode step"),
         Fact("tokens_per_second", ("Tokens/s",)),
         Fact("first_token_ms", ("First token", "ms"), what="first token: prefill of the prompt"),
-        Fact("copy_share_percent", ("Of copy", "%"), what="of copy: bytes a step reads, of the measured copy bandwidth"),
+        Fact(
+            "copy_share_percent", ("Of copy", "%"), what="of copy: bytes a step reads, of the measured copy bandwidth"
+        ),
         Fact("gpu_memory_gb", ("Resident", "GB"), 3, "resident: weights on the device"),
     ),
     "gpu_memory_gb": (
-        Fact("gpu_memory_gb", ("Memory", "GB"), 3, "memory: weights on the device, counted from all tensors that decoding "
-             "needs, or measured where the run decoded"),
+        Fact("gpu_memory_gb", ("Memory", "GB"), 3, _COUNTED),
         Fact("storage_gb", ("Storage", "GB"), 3, "storage: the packed file, and the rest of the model in 16 bits"),
         Fact("payload_bits", ("Payload", "bits"), 3, "payload: all stored tensors of the quantized layers"),
     ),

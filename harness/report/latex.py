@@ -140,10 +140,8 @@ def _form(column: Column, cells: Sequence[Cell]) -> _Form:
 def _size(forms: Sequence[_Form]) -> tuple[str, float]:
     """The largest type, with its gap between columns in points, in which the table fits the narrowest page."""
     letters = sum(form.letters for form in forms)
-    for size, letter, gap in _SIZES:
-        if letters * letter + 2 * gap * (len(forms) - 1) <= _PAGE:
-            break
-    return size, gap
+    fitting = ((size, gap) for size, letter, gap in _SIZES if letters * letter + 2 * gap * (len(forms) - 1) <= _PAGE)
+    return next(fitting, (_SIZES[-1][0], _SIZES[-1][2]))
 
 
 def _letters(cell: Cell) -> float:

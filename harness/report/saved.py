@@ -1,4 +1,4 @@
-"""Tables and figures again from what is on disk: the saved plans, the records and the claims; neither torch nor a model."""
+"""Tables and figures again from what is on disk: saved plans, records, claims. Needs neither torch nor a model."""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ def test_an_item_by_number():
     assert experiment_of(None, None) is None
 
 
-@pytest.mark.parametrize(("table", "figure", "problem"), [(9, None, "table 9 is unknown; known: 1, 2, 3"), (None, 1, "figure 1 is unknown; known: 2, 3")])
+@pytest.mark.parametrize(
+    ("table", "figure", "problem"),
+    [(9, None, "table 9 is unknown; known: 1, 2, 3"), (None, 1, "figure 1 is unknown; known: 2, 3")],
+)
 def test_what_the_paper_does_not_number_is_refused(table, figure, problem):
     with pytest.raises(InputError, match=problem):
         experiment_of(table, figure)

@@ -46,7 +46,7 @@ def draw(source: Source, page: Page) -> Picture:
         figure,
         (
             f"{source.plan.title}, {source.plan.item}",
-            "Filled bars: measured, with the standard error over windows. Hollow bars: the paper's values. Logarithmic axis",
+            "Filled bars: measured, with the standard error over windows. Hollow bars: the paper's values",
             *source.protocol(rows),
         ),
         keys(rows),

@@ -42,7 +42,8 @@ def blank(page: Page, height: float, rows: int = 1, columns: int = 1, **grid: An
 
 # Ticks of a decade, from sparse to dense: the first that gives four of them is taken.
 _STEPS = (
-    (1.0,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 8), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+    (1.0,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
 )  # fmt: skip
 
 
@@ -69,6 +70,15 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
     if len(steps) > 3:
         axis.set_minor_locator(NullLocator())
+
+
+def heat_map(axis: Axes, grid: Sequence[Sequence[float]], norm: Any) -> Any:
+    """Draw `grid` [rows, columns] in cividis, whose lightness rises from end to end: it reads the same in grey."""
+    places = range(len(grid[0])), range(len(grid))
+    # Without an edge in its own colour a viewer shows hair lines between the cells.
+    return axis.pcolormesh(
+        *places, grid, norm=norm, cmap="cividis", shading="nearest", edgecolors="face", linewidth=0.2
+    )
 
 
 def plain(value: float) -> str:

@@ -86,9 +86,7 @@ def draw(source: Source, page: Page) -> Picture:
 
 def distinct_rows(source: Source) -> list[tuple[str, str]]:
     """The quantized (method, setting) of the plan in its order."""
-    return list(
-        dict.fromkeys((row.method, row.setting) for row in source.plan.rows if row.method != UNQUANTIZED)
-    )
+    return list(dict.fromkeys((row.method, row.setting) for row in source.plan.rows if row.method != UNQUANTIZED))
 
 
 def _ratio(source: Source, row: TidyRow) -> float | None:

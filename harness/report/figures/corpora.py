@@ -1,4 +1,4 @@
-"""Figure 8: models across, one panel a corpus, one mark a method; filled where measured, hollow where the paper says."""
+"""Figure 8: models across, one panel a corpus, one mark a method; filled: measured, hollow: the paper."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def draw(source: Source, page: Page) -> Picture:
     axes[-1].set_xlim(-0.6, len(models) - 0.4)
     handles = [Line2D([], [], color=mark(name).colour, marker=mark(name).marker, linestyle="none") for name in methods]
     handles.append(Line2D([], [], color=INK, marker="o", markerfacecolor=PAPER, linestyle="none"))
-    legend_above(figure, handles, [*(source.label(name) for name in methods), "the paper's value"], 2 if page.narrow else 4)
+    legend_above(
+        figure, handles, [*(source.label(name) for name in methods), "the paper's value"], 2 if page.narrow else 4
+    )
     return Picture(
         figure,
         (

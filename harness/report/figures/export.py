@@ -1,4 +1,4 @@
-"""Write pictures as files: PDF, SVG or PNG, each the same bytes for the same records, and a LaTeX float with the caption."""
+"""Write pictures as files: PDF, SVG or PNG, the same bytes for the same records, and a LaTeX float with the caption."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def latex_float(drawn: Drawn) -> str:
 
 
 def _name(source: Source, drawing: str, model: str | None) -> str:
-    """"figure3" where the plan is that figure; else plan and drawing; the model where there are several."""
+    """ "figure3" where the plan is that figure; else plan and drawing; the model where there are several."""
     stem = source.plan.name
     if not (stem.startswith("figure") and drawing == source.plan.figures[0]):
         stem = f"{stem}-{drawing}"

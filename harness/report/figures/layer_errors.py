@@ -1,8 +1,8 @@
-"""Where the error sits: relative error of every layer as a heat map, blocks across, kinds of layer down, a map a row."""
+"""Where the error sits: relative error of every layer as a heat map, blocks across, kinds of layer down."""
 
 from __future__ import annotations
 
-from harness.report.figures.canvas import NothingToDrawError, Picture, blank
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import Page
@@ -39,8 +39,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         for layer in record["layers"]:
             if layer["relative_error"]:
                 grid[names.index(kind(layer["name"]))][layer["block"]] = layer["relative_error"]
-        # cividis rises in lightness from end to end: it reads the same in grey.
-        image = axis.pcolormesh(range(depth), range(len(names)), grid, norm=norm, cmap="cividis", shading="nearest")
+        image = heat_map(axis, grid, norm)
         axis.set_title(source.name(row))
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0)

@@ -28,9 +28,7 @@ def draw(source: Source, page: Page) -> Picture:
     figure, axes = blank(page, 2.3 * down, down, across)
     looks = series([panel.model for panel in every])
     rows = [row for row in source.measured("perplexity") if row.method in ("sage-ptq", UNQUANTIZED)]
-    stored = {
-        _bits(row.setting): row.payload_bits for row in rows if row.method == "sage-ptq" and row.payload_bits
-    }
+    stored = {_bits(row.setting): row.payload_bits for row in rows if row.method == "sage-ptq" and row.payload_bits}
     for axis, (side, shown) in zip(axes, sides, strict=True):
         for panel in shown:
             look = looks[panel.model]

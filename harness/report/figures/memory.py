@@ -9,7 +9,6 @@ from harness.claims import find
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above, log_axis, plain
 from harness.report.figures.source import Source, keys
 from harness.report.figures.style import GRID, INK, PAPER, SOFT, Page, mark
-from harness.report.measured_table import UNQUANTIZED
 from harness.report.rows import TidyRow
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def draw(source: Source, page: Page) -> Picture:
         figure,
         (
             f"{source.plan.title}, {source.plan.item}",
-            "Filled: counted from all stored tensors, the unquantized rest of the model in 16 bits. Hollow: the paper's "
-            "values, whose memory leaves the lookup index out. Grey lines: bits a parameter",
+            "Filled: counted from all stored tensors, the unquantized rest of the model in 16 bits. Hollow: the "
+            "paper's values, whose memory leaves the lookup index out. Grey lines: bits a parameter",
             *source.plan.notes,
         ),
         keys(rows),

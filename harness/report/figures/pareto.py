@@ -47,8 +47,8 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         figure,
         (
             f"{model}: quality against bits a weight of the quantized layers",
-            "Filled: all stored bits. Hollow: the bits that the method's paper counts. Line: the bits that count leaves "
-            "out. Grey steps: Pareto front of stored bits. Bars: standard error over windows",
+            "Filled: all stored bits. Hollow: the bits that the method's paper counts. Line: the bits that count "
+            "leaves out. Grey steps: Pareto front of stored bits. Bars: standard error over windows",
             *source.protocol(rows),
         ),
         keys(rows),

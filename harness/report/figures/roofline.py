@@ -1,4 +1,4 @@
-"""Decode speed against the roofline: a bar an arm, and the diamond that its bytes at the measured copy bandwidth allow."""
+"""Decode speed against the roofline: a bar an arm, a diamond where its bytes at the copy bandwidth would be."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             textcoords="offset points", va="center", fontsize=page.venue.tick,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
-    axis.set_yticks(range(len(lines)), [_label(source.label(row.method), row.setting, name) for row, _, _, name, _ in lines])
+    axis.set_yticks(
+        range(len(lines)), [_label(source.label(row.method), row.setting, name) for row, _, _, name, _ in lines]
+    )
     axis.set_ylim(len(lines) - 0.5, -0.5)
     axis.set_xlim(0, 1.12 * max(*rooflines, *(arm["tokens_per_second"] for *_, arm in lines)))
     axis.set_xlabel("Tokens per second")

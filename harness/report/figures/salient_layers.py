@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map, legend_above
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import SOFT, Page, series
@@ -42,7 +42,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
                 label=name, color=looks[name].colour, marker=looks[name].marker, markersize=2.2 * page.scale,
                 linestyle="none",
             )  # fmt: skip
-        image = bottom.pcolormesh(range(depth), range(len(names)), groups, norm=norm, cmap="cividis", shading="nearest")
+        image = heat_map(bottom, groups, norm)
         zeta = record["method"]["options"].get("max_salient")
         if zeta:
             top.axhline(100 * zeta, color=SOFT, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line)
@@ -65,8 +65,8 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         figure,
         (
             f"{model}: salient fraction (above) and number of groups (below) of each layer",
-            "Dashed: the largest salient fraction that was asked for; it is a threshold of the fitted Gaussian, and tails "
-            "heavier than a Gaussian's let more through",
+            "Dashed: the largest salient fraction that was asked for; it is a threshold of the fitted Gaussian, and "
+            "tails heavier than a Gaussian's let more through",
             *source.plan.notes,
         ),
         tuple(record["key"] for _, record in lines),

@@ -9,8 +9,7 @@ from typing import Any
 
 from harness.claims import Claim, find
 from harness.plan import PlannedRow, TablePlan
-from harness.report.figures.canvas import NothingToDrawError
-from harness.report.records_view import RecordView, distinct
+from harness.report.records_view import distinct
 from harness.report.rows import Records, TidyRow, build_rows
 
 
@@ -47,9 +46,7 @@ class Source:
     def measured(self, metric: str, model: str | None = None) -> tuple[TidyRow, ...]:
         """The tidy rows with a measured number of `metric`."""
         return tuple(
-            row
-            for row in self.rows
-            if row.metric == metric and row.measured is not None and model in (None, row.model)
+            row for row in self.rows if row.metric == metric and row.measured is not None and model in (None, row.model)
         )
 
     def label(self, method: str) -> str:
@@ -72,13 +69,6 @@ class Source:
             *(note[0].upper() + note[1:] for note in shared if note.startswith("weights come from")),
             *self.plan.notes,
         )
-
-    def records_of(self, model: str, what: str) -> tuple[tuple[PlannedRow, RecordView, Mapping[str, Any]], ...]:
-        """The finished rows of a model; raises NothingToDrawError naming `what` is missing if there is none."""
-        found = self.planned(model)
-        if not found:
-            raise NothingToDrawError(f"no finished run of {model} with {what}")
-        return tuple((row, RecordView(record), record) for row, record in found)
 
 
 def keys(rows: Sequence[TidyRow]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How figures look: sizes and type of the venues, one colour and one marker a method, nothing that needs colour alone."""
+"""How figures look: sizes and type of the venues, one colour and marker a method, nothing that needs colour alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Venue:
-    """Widths in inches, type sizes in points. column: one column of a two-column page, or half of a single-column one."""
+    """Widths in inches, type sizes in points. column: one of a two-column page, or half of a single one."""
 
     column: float
     page: float

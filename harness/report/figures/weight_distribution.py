@@ -16,9 +16,7 @@ _SPAN = 5.0  # standard deviations that the counts cover; harness/metrics/weight
 
 def draw(source: Source, page: Page, model: str) -> Picture:
     """The closest, the middle and the farthest layer from its Gaussian, and the divergence of all layers."""
-    found = [
-        (record["key"], record["weights"]) for _, record in source.planned(model) if record.get("weights")
-    ]
+    found = [(record["key"], record["weights"]) for _, record in source.planned(model) if record.get("weights")]
     if not found:
         raise NothingToDrawError(f"no record of {model} with its weight distributions; --fresh measures them")
     key, layers = found[0]

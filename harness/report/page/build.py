@@ -86,8 +86,9 @@ def _item(plan: TablePlan) -> str:
 def _summary(records: Records) -> str:
     models = distinct(str(record["spec"]["model"]["name"]) for record in records.values())
     methods = distinct(str(record["spec"]["method"]["name"]) for record in records.values())
+    count = f"{len(records)} run{'s' if len(records) != 1 else ''}"
     return escape(
-        f"{len(records)} run{'s' if len(records) != 1 else ''} of {len(methods)} methods on {', '.join(models) or 'nothing'}. "
+        f"{count} of {len(methods)} methods on {', '.join(models) or 'nothing'}. "
         "Click a head to sort, a run to see its record."
     )
 
@@ -114,7 +115,7 @@ def _figure(drawn: Drawn) -> list[str]:
     runs = ", ".join(f'<a href="#run-{escape(key)}">{escape(key)}</a>' for key in drawn.run_keys)
     return [
         f'<figure id="fig-{escape(drawn.name)}">',
-        inline_svg(drawn.files["svg"].decode("utf-8"), drawn.name, drawn.caption[0]),
+        f'<div class="scroll">{inline_svg(drawn.files["svg"].decode("utf-8"), drawn.name, drawn.caption[0])}</div>',
         f"<figcaption>{escape(text)} Runs: {runs}.</figcaption>",
         "</figure>",
     ]

@@ -1,10 +1,11 @@
-"""What the page keeps of a record: all but the long lists that nobody reads, so that a page of many runs stays small."""
+"""What the page keeps of a record: all but the long lists, so that a page of many runs stays small."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+_OF_LAYER = ("name", "shape", "relative_error", "proxy_loss", "payload_bits", "seconds")
 _LONG = 24  # entries; per-window losses and per-example answers have hundreds
 
 
@@ -23,8 +24,7 @@ def _layers(record: Mapping[str, Any]) -> dict[str, Any]:
     """{"head": names of columns, "rows": one list a layer}; a third of the size of a list of objects."""
     layers = record.get("layers") or ()
     facts = list(dict.fromkeys(name for layer in layers for name in layer.get("facts", {})))
-    plain = [name for name in ("name", "shape", "relative_error", "proxy_loss", "payload_bits", "seconds")]
-    plain = [name for name in plain if any(layer.get(name) is not None for layer in layers)]
+    plain = [name for name in _OF_LAYER if any(layer.get(name) is not None for layer in layers)]
     facts = [name for name in facts if any(_is_short(layer.get("facts", {}).get(name)) for layer in layers)]
     rows = [
         [*(layer.get(name) for name in plain), *(_short(layer.get("facts", {}).get(name)) for name in facts)]

@@ -105,10 +105,19 @@ def test_every_number_of_a_csv_is_in_the_record_of_its_row(path):
         if not row["measured"]:
             continue
         known = pool([records[row["run_key"]]])
-        for column in ("measured", "stderr", "nominal_weight_bits", "nominal_scale_bits", "payload_bits", "total_bytes"):
+        for column in (
+            "measured",
+            "stderr",
+            "nominal_weight_bits",
+            "nominal_scale_bits",
+            "payload_bits",
+            "total_bytes",
+        ):
             if row[column]:
                 value = float(row[column])
-                assert any(math.isclose(value, x * scale, rel_tol=1e-9, abs_tol=1e-12) for x in known for scale in SCALES)
+                assert any(
+                    math.isclose(value, x * scale, rel_tol=1e-9, abs_tol=1e-12) for x in known for scale in SCALES
+                )
                 walked += 1
     assert walked
 

@@ -57,7 +57,8 @@ def record(key: str, method: str, options: dict[str, Any], datasets: tuple[str, 
         "environment": {"cpu": "Some CPU", "threads": 2, "gpus": []},
         "metrics": metrics,
         "ledger": {
-            "weights": weights, "nominal_weight_bits": NOMINAL[method], "nominal_scale_bits": 0.0 if unquantized else 0.02,
+            "weights": weights, "nominal_weight_bits": NOMINAL[method],
+            "nominal_scale_bits": 0.0 if unquantized else 0.02,
             "payload_bits": bits, "payload_bytes": int(bits * weights / 8), "total_bytes": int(bits * 2e7),
             "bytes_by_role": {role: int(share * bits * weights / 8) for role, share in roles.items()},
             "artifact_bytes": int(bits * 2.1e7), "resident_bytes": {"packed": int(bits * 2e7)},
@@ -82,7 +83,9 @@ def record(key: str, method: str, options: dict[str, Any], datasets: tuple[str, 
 
 def decode(unquantized: bool) -> dict[str, Any]:
     """What harness.metrics.decode writes of a run."""
-    arms = {"dense": (30.0, 270_000_000)} if unquantized else {"packed": (55.0, 110_000_000), "dense": (29.0, 270_000_000)}
+    arms = (
+        {"dense": (30.0, 270_000_000)} if unquantized else {"packed": (55.0, 110_000_000), "dense": (29.0, 270_000_000)}
+    )
     value = next(iter(arms.values()))[0]
     return {
         "metric": "decode", "dataset": "decode", "value": value, "device": "Some GPU", "dtype": "float16",

@@ -1,4 +1,4 @@
-"""Every figure, for every venue and width: drawn, inside its page, no two texts on each other, a caption that says all."""
+"""Every figure, for venues and widths: inside its page, no two texts on each other, a caption that says all."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,10 @@ from harness.report.figures.pareto import front
 from harness.report.figures.style import page, typography
 
 DRAWN = [
-    (name, figure) for name in experiment_names() if not name.startswith("table4") for figure in load_experiment(name).figures
+    (name, figure)
+    for name in experiment_names()
+    if not name.startswith("table4")
+    for figure in load_experiment(name).figures
 ]
 PAGES = [("neurips", "column"), ("neurips", "page"), ("acl", "column"), ("slides", "page")]
 
@@ -97,7 +100,9 @@ def test_the_hidden_bits_are_the_line_between_the_hollow_and_the_filled_mark():
     with typography(page()):
         picture = draw(toy.source("table1"), "pareto", page())
     axis = picture.figure.axes[0]
-    spans = {tuple(round(float(x), 3) for x in line.get_xdata()) for line in axis.get_lines() if len(line.get_xdata()) == 2}
+    spans = {
+        tuple(round(float(x), 3) for x in line.get_xdata()) for line in axis.get_lines() if len(line.get_xdata()) == 2
+    }
     assert (1.06, 4.07) in spans  # SAGE-PTQ at 3 index bits: 1.04 + 0.02 claimed, 4.07 stored
 
 

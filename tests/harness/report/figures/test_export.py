@@ -77,7 +77,10 @@ def test_the_latex_float_includes_the_pdf_and_says_everything(tmp_path):
 def test_the_script_writes_what_was_asked_for(results, capsys):
     arguments = ["--out", str(results), "--format", "svg,png", "--style", "icml", "--width", "column"]
     assert export_figures(arguments) == 0
-    assert sorted(path.name for path in (results / "figures" / "icml-column").iterdir()) == ["figure3.png", "figure3.svg"]
+    assert sorted(path.name for path in (results / "figures" / "icml-column").iterdir()) == [
+        "figure3.png",
+        "figure3.svg",
+    ]
     assert capsys.readouterr().out.count("written: ") == 2
 
 

@@ -91,7 +91,8 @@ def test_the_drill_down_keeps_layers_and_leaves_out_long_lists(sources):
 
 def test_an_inline_figure_follows_the_theme_and_keeps_its_identifiers_apart():
     text = (
-        '<?xml version="1.0"?><svg xmlns="x"><metadata>gone</metadata><g id="a" style="stroke: #000000; fill: #ffffff"/>'
+        '<?xml version="1.0"?><svg xmlns="x"><metadata>gone</metadata>'
+        '<g id="a" style="stroke: #000000; fill: #ffffff"/>'
         '<use xlink:href="#a" clip-path="url(#a)"/></svg>'
     )
     found = inline_svg(text, "fig", 'a "b"')
