@@ -29,7 +29,7 @@ def facts_table(
     of_item = find(claims, item=plan.item)
     of_paper = {claim.metric for claim in of_item}
     planned = [row for row in plan.rows if row.model == model]
-    views = {row.run_key: RecordView(records[row.run_key]) for row in planned if row.run_key in records}
+    views = {row.run_key: RecordView(records[row.run_key]) for row in planned if row.run_key and row.run_key in records}
     # Of a setting that is the paper's hardware our row has none: where it ran stands in the caption.
     with_setting = plan.metric != "quantization_minutes" and any(row.setting for row in planned)
     footnotes = Footnotes()
@@ -75,7 +75,7 @@ def _cells(fact: Fact, row: TidyRow | None, planned: PlannedRow, has_paper: bool
 
 
 def _caption(
-    rows: Sequence[TidyRow], views: Mapping[str | None, RecordView], model: str, with_perplexity: bool
+    rows: Sequence[TidyRow], views: Mapping[str, RecordView], model: str, with_perplexity: bool
 ) -> tuple[str, ...]:
     own = [row for row in rows if row.model == model]
     hardware = distinct(view.hardware for view in views.values())

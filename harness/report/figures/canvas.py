@@ -31,11 +31,11 @@ def blank(page: Page, height: float, rows: int = 1, columns: int = 1, **grid: An
     """A figure of the page's width and `height` inches at 8 pt type, with rows x columns axes in reading order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(page.width, height * page.scale), layout="constrained")
-    FigureCanvasAgg(figure)
     pad = 0.02 * page.scale
-    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)  # type: ignore[union-attr]
+    figure = Figure(figsize=(page.width, height * page.scale), layout=ConstrainedLayoutEngine(w_pad=pad, h_pad=pad))
+    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **grid)
     return figure, list(axes.flat)
 

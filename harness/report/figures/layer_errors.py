@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
@@ -29,7 +31,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     figure, axes = blank(page, (0.11 * len(names) + 0.25) * down + 0.45, down, across, sharex=True, sharey=True)
     errors = [layer["relative_error"] for _, record in lines for layer in record["layers"] if layer["relative_error"]]
     norm = LogNorm(min(errors), max(errors))
-    image = None
+    image: Any = None
     for place, axis in enumerate(axes):
         if place >= len(lines):
             axis.set_axis_off()

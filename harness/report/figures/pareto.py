@@ -75,15 +75,13 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
     for row in quantized:
         look = mark(row.method)
         nominal = (row.nominal_weight_bits or 0.0) + (row.nominal_scale_bits or 0.0)
-        level = row.measured or 0.0
-        axis.plot([nominal, row.payload_bits], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
+        stored, level = row.payload_bits or 0.0, row.measured or 0.0
+        axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
         axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
-        axis.plot(row.payload_bits, level, look.marker, color=look.colour, markeredgecolor=look.colour, zorder=4)
+        axis.plot(stored, level, look.marker, color=look.colour, markeredgecolor=look.colour, zorder=4)
         if row.stderr:
             low = min(row.stderr, 0.9 * level)  # a log axis has no zero
-            axis.errorbar(
-                row.payload_bits, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2
-            )
+            axis.errorbar(stored, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2)
     reference = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured]
     if reference:
         axis.axhline(reference[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)

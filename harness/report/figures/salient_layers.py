@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map, legend_above
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
@@ -28,7 +30,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     edges = [count - 0.5 for count in range(min(counts), max(counts) + 2)]
     norm = BoundaryNorm(edges, 256)
     one_method = len({row.method for row, _ in lines}) == 1
-    image = None
+    image: Any = None
     for column, (row, record) in enumerate(lines):
         top, bottom = axes[column], axes[len(lines) + column]
         depth = blocks(record["layers"])

@@ -37,9 +37,9 @@ function makeSortable(table) {
   });
 }
 
-// Rows that hold every word of the filter, whatever its case.
+// Rows that hold every word of the filter, whatever its case; "words in quotes" are looked for as they stand.
 function filter(text) {
-  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = (text.toLowerCase().match(/"[^"]*"?|\S+/g) || []).map((word) => word.replaceAll('"', ""));
   let shown = 0;
   let all = 0;
   for (const row of document.querySelectorAll("main tbody tr")) {

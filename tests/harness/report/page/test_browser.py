@@ -34,7 +34,7 @@ press(measured); seen.descending = column(measured).map(parseFloat);
 seen.sortState = table.tHead.rows[0].cells[measured].getAttribute("aria-sort");
 press(0); seen.byName = column(0);
 const field = document.getElementById("filter");
-field.value = "SAGE-ptq n_lut 4"; field.dispatchEvent(new Event("input"));
+field.value = 'SAGE-ptq "n_lut 4"'; field.dispatchEvent(new Event("input"));
 seen.filtered = column(1); seen.matches = document.getElementById("matches").textContent;
 field.value = ""; field.dispatchEvent(new Event("input"));
 seen.unfiltered = column(0).length;
@@ -60,8 +60,9 @@ def html():
 
 def browse(path, width):
     command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--virtual-time-budget=20000", f"--user-data-dir={path.parent / 'profile'}", f"--window-size={width},900", "--dump-dom", path.as_uri(),
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom",
+        "--virtual-time-budget=20000", f"--user-data-dir={path.parent / 'profile'}", f"--window-size={width},900",
+        path.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
