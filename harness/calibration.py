@@ -160,14 +160,19 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
     """The arguments that the model hands to each block besides the hidden state, from one ordinary forward pass.
 
     Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
+    The pass is left in front of the last block: the head's logits would be the largest tensor of all calibration.
     """
     captured: list[_Arguments] = []
-    handles = []
-    for block in blocks:
-        hook = lambda _, args, kwargs: captured.append(_besides_hidden(args, kwargs))  # noqa: E731
-        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def catch(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(_besides_hidden(args, kwargs))
+        if block is blocks[-1]:
+            raise _Stop
+
+    handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
     try:
-        model(window, use_cache=False)
+        with suppress(_Stop):
+            model(window, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -191,7 +191,7 @@ def _quantize_block(
     for name, linear in view.linears.items():
         target = found.targets.get(name, linear.weight)
         packed, context = found.packed[name], contexts[name]
-        result.layers.append(_log(method, target, packed, None, seconds, context))
+        result.layers.append(_log(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
         _put(linear, packed)
     stream.hidden = outputs

@@ -36,8 +36,10 @@ class BlockView:
 @dataclass(frozen=True)
 class BlockResult:
     """packed: every linear layer of the block. targets: the weights that they stand for, where folding changed them.
-    folded: names (inside the block) of unquantized parameters that were changed in place."""
+    folded: names (inside the block) of unquantized parameters that were changed in place. hessians: X^T X [n, n] of the
+    inputs that the targets see, up to a factor, from which the harness takes each layer's proxy loss."""
 
     packed: dict[str, PackedWeight]
     targets: dict[str, Tensor] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
+    hessians: dict[str, Tensor] = field(default_factory=dict)

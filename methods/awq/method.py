@@ -81,7 +81,7 @@ class Awq(UniformMethod):
             targets[name] = weight
             clipped = weight if _is_query_or_key(name) else self._clip(weight, seen.inputs(name), context)
             packed[name] = self._pack(clipped)
-        return BlockResult(packed, targets, tuple(dict.fromkeys(folded)))
+        return BlockResult(packed, targets, tuple(dict.fromkeys(folded)), seen.grams())
 
     def _search_samples(self, view: BlockView) -> int:
         samples, tokens = view.hidden.shape[:2]
