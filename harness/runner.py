@@ -68,13 +68,13 @@ def run(
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
         evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
-        calibration = _calibration(spec, method, loaded)
+        calibration = calibration_text(spec, method, loaded)
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
             with phases.measure("reference"):
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
-    quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
+    quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
@@ -111,7 +111,7 @@ def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
+def calibration_text(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
     if method.needs == "nothing":
         return None
     if spec.calibration is None:
@@ -137,7 +137,7 @@ def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
         )
 
 
-def _quantize(
+def quantize_or_load(
     spec: RunSpec,
     method: QuantizationMethod,
     loaded: LoadedModel,
