@@ -1,5 +1,5 @@
-"""The command line: `sagebench run | list | report | compare`, and the scripts: `scripts/reproduce.py`, which is
-`sagebench run`, and `scripts/export_figures.py`.
+"""The command line: `sagebench run | decode | memory | list | report | compare`, and the scripts:
+`scripts/reproduce.py`, which is `sagebench run`, and `scripts/export_figures.py`.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130 interrupted.
 """
@@ -21,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|list|report|compare")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|decode|memory|list|report|compare")
     _add_run_arguments(verbs.add_parser("run", help="reproduce tables and figures of the paper"))
+    _add_runtime_arguments(verbs.add_parser("decode", help="tokens per second of packed models, beside dense ones"))
+    _add_runtime_arguments(verbs.add_parser("memory", help="memory of decoding with packed models"))
     listing = verbs.add_parser("list", help="show what is there")
     listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="tables, figures and report.html again from records, running nothing")
@@ -100,15 +102,44 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reparameterize", action="store_true", help="take the weights off the grid of an already quantized source"
     )
+    parser.add_argument(
+        "--synthetic", action="store_true", help="table 5: random weights of the model's shapes, nothing is downloaded"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
     parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
 
 
+def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="M", default="smollm2-135m", help="a model, as of `run` (smollm2-135m)")
+    what.add_argument(
+        "--synthetic", metavar="M", help="a model's shapes with random packed weights, such as llama-2-7b"
+    )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument(
+        "--runtime", choices=["resident", "banded", "dense"], default="resident",
+        help="all packed weights on the device (default), codes in host memory, or weights decoded once",
+    )  # fmt: skip
+    parser.add_argument("--band", type=int, metavar="N", help="layers a band of the banded runtime (1)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences decoded at once (1)")
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of the prompt (128)")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens generated a round (64)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="timed rounds of each arm (7)")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype of activations")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
+
+
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.verb == "run":
         return _run(arguments)
+    if arguments.verb in ("decode", "memory"):
+        from harness.runtime.command import run_command
+
+        return run_command(arguments.verb, arguments)
     if arguments.verb == "list":
         from harness.listing import show
 

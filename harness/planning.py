@@ -16,6 +16,7 @@ from harness.hub import hub_allowed
 from harness.models.source import fingerprint, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
+from harness.runtime.architecture import catalogued
 from harness.spec import (
     CalibrationSpec,
     DecodeSpec,
@@ -58,6 +59,7 @@ class Choices:
     device: str | None = None
     seed: int = 0
     reparameterize: bool = False
+    synthetic: bool = False  # random weights of the model's shapes, where speed and memory are measured
 
     def suited_to(self, experiment: Experiment) -> Choices:
         """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
@@ -65,11 +67,11 @@ class Choices:
         methods = tuple(method for method in self.methods if method in known)
         if self.methods and not methods:
             raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
-        if experiment.metric == "accuracy":
-            return replace(self, methods=methods, corpora=(), windows=None, divergence=False)
         if experiment.decode:
             return replace(self, methods=methods, corpora=(), windows=None, divergence=False, tasks=(), limit=None)
-        return replace(self, methods=methods, tasks=(), limit=None)
+        if experiment.metric == "accuracy":
+            return replace(self, methods=methods, corpora=(), windows=None, divergence=False, synthetic=False)
+        return replace(self, methods=methods, tasks=(), limit=None, synthetic=False)
 
 
 @dataclass
@@ -109,7 +111,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     planned: list[PlannedRow] = []
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
-        model, family = _model_spec(name, choices, profile)
+        model, family = _model_spec(name, choices, profile, experiment)
         reference = None
         if evaluations:  # what runs are compared by; speed and memory stand for themselves
             reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
@@ -121,7 +123,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
             if row.runtime.get("runtime") == "banded" and model.device == "cpu":
                 planned.append(_row(row, name, None, "not run: weights in bands need a CUDA device"))
                 continue
-            measured = (*evaluations, *_runtime_evaluations(experiment, row))
+            measured = (*evaluations, *_runtime_evaluations(experiment, row, choices.synthetic))
             options = {**profile.options.get(row.method, {}), **row.options}
             spec = _run_spec(row.method, options, model, family, calibration, measured)
             if spec.key not in {run.key for run in plan.runs}:
@@ -166,12 +168,16 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     return [row for row in experiment.rows if not methods or row.method in methods]
 
 
-def _model_spec(name: str, choices: Choices, profile: Profile) -> tuple[ModelSpec, str]:
+def _model_spec(name: str, choices: Choices, profile: Profile, experiment: Experiment) -> tuple[ModelSpec, str]:
     device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
+    # A GPU-less machine computes in half precision at a crawl or not at all; what it decodes with is 16 bits wide.
+    on_cpu = "bfloat16" if experiment.decode else "float32"
+    dtype = choices.dtype or (on_cpu if device == "cpu" else profile.dtype)
+    if choices.synthetic:
+        catalogued(name)  # raises for a model whose shapes are not known
+        return validated(ModelSpec, {"name": name, "dtype": dtype, "device": device}, "model"), catalogue()[name].family
     source = resolve_model(name)
-    # A GPU-less machine computes in half precision at a crawl or not at all.
-    dtype = choices.dtype or ("float32" if device == "cpu" else profile.dtype)
     values = {
         "name": source.name,
         "dtype": dtype,
@@ -199,6 +205,8 @@ def _evaluations(
     experiment: Experiment, choices: Choices, profile: Profile, sources: str
 ) -> tuple[tuple[EvaluationSpec, ...], tuple[str, ...]]:
     """What every run measures, and what the caption must say of what cannot be measured here."""
+    if choices.synthetic and not experiment.decode:
+        raise InputError(f"--synthetic is for tables of speed and memory; {experiment.name} measures quality")
     if experiment.metric == "accuracy":
         return _task_evaluations(experiment, choices, profile, sources)
     if experiment.decode:
@@ -234,11 +242,11 @@ def _evaluations(
     return tuple(specs), (f"Not measured, no text here: {', '.join(absent)}.",) if absent else ()
 
 
-def _runtime_evaluations(experiment: Experiment, row: Row) -> tuple[EvaluationSpec, ...]:
+def _runtime_evaluations(experiment: Experiment, row: Row, synthetic: bool) -> tuple[EvaluationSpec, ...]:
     """Speed and memory of a row, where the experiment measures them."""
     if not experiment.decode:
         return ()
-    options = {**experiment.decode, **row.runtime}
+    options = {**experiment.decode, **row.runtime, "synthetic": synthetic}
     where = f"{experiment.name}, row {row.setting!r}"
     shared = {name: value for name, value in options.items() if name != "rounds"}
     return validated(DecodeSpec, options, where), validated(MemorySpec, shared, where)

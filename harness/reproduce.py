@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,8 @@ from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import draw_plan, plan_path, render_page, render_plan
+from harness.runner import run
+from harness.runtime.runner import run_runtime
 from harness.spec import RunSpec
 from harness.sweep import sweep
 from kernels.errors import InputError, did_you_mean
@@ -42,7 +45,7 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
     references = {key: reference for plan in plans for key, reference in plan.references.items()}
-    outcome = sweep(_runs(plans), references, store, TerminalReporter(console), fresh=arguments.fresh)
+    outcome = sweep(_runs(plans), references, store, TerminalReporter(console), fresh=arguments.fresh, execute=_execute)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
     paths = []
@@ -55,6 +58,11 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     for line in outcome.errors.values():
         console.print(f"failed: {line}", markup=False, style="red")
     return 1 if outcome.failed else 0
+
+
+def _execute(spec: RunSpec, **more: Any) -> dict[str, Any]:
+    """Carry out a run by the runner of what it measures: a model's outputs, or how it runs."""
+    return (run if spec.quality else run_runtime)(spec, **more)
 
 
 def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Plan]:
@@ -97,6 +105,7 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         device=arguments.device,
         seed=arguments.seed,
         reparameterize=arguments.reparameterize,
+        synthetic=arguments.synthetic,
     )
 
 

@@ -54,8 +54,6 @@ def run(
     reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
-    if len(spec.quality) < len(spec.evaluations):
-        raise RuntimeError("decode throughput and memory have no runner in this version")
     method = create_method(spec.method.name, **spec.method.options)
     phases = Phases(spec.model.device)
     progress(0, 1, "loading the model")
@@ -71,14 +69,14 @@ def run(
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
         evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
-        calibration = _calibration(spec, method, loaded)
+        calibration = calibration_text(spec, method, loaded)
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
             with phases.measure("reference"):
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
     distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
-    quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
+    quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
@@ -121,7 +119,7 @@ def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
+def calibration_text(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
     if method.needs == "nothing":
         return None
     if spec.calibration is None:
@@ -147,7 +145,7 @@ def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
         )
 
 
-def _quantize(
+def quantize_or_load(
     spec: RunSpec,
     method: QuantizationMethod,
     loaded: LoadedModel,

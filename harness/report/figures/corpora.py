@@ -22,7 +22,7 @@ def draw(source: Source, page: Page) -> Picture:
     datasets = distinct((*source.plan.datasets, *(claim.dataset for claim in claims)))
     datasets = (*datasets, *distinct(row.dataset for row in rows if _corpus(row.dataset) not in datasets))
     models = distinct((*(row.model for row in rows), *(claim.model for claim in claims)))
-    methods = distinct(row.method for row in source.plan.rows)
+    methods = distinct((*(row.method for row in source.plan.rows), *(claim.method for claim in claims)))
     # Side by side: values of two methods are often too close to see both.
     offsets = {method: 0.36 * (place / max(1, len(methods) - 1) - 0.5) for place, method in enumerate(methods)}
     figure, axes = blank(page, 1.35 * len(datasets) + 0.8, len(datasets), 1, sharex=True)

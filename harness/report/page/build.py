@@ -53,7 +53,8 @@ def render_report(plans: Sequence[TablePlan], records: Records, claims: Sequence
         "<h1>sagebench report</h1>",
         f"<p>{_summary(records)}</p>",
         '<div class="bar"><input type="search" id="filter" '
-        'placeholder="Filter rows, e.g. sage-ptq &quot;n_lut 4&quot;" aria-label="Filter rows of all tables"><output id="matches"></output>'
+        'placeholder="Filter rows, e.g. sage-ptq &quot;n_lut 4&quot;" aria-label="Filter rows of all tables">'
+        '<output id="matches"></output>'
         '<button type="button" id="theme">Light or dark</button></div>',
         f'<nav><a href="#runs">Runs</a>{"".join(links)}</nav>',
         "</header>",
