@@ -39,7 +39,7 @@ def facts_table(
         cells = [Cell(row.label or row.method), *([Cell(row.setting)] if with_setting else [])]
         for fact in facts:
             cells += _cells(fact, own.get(fact.metric), row, fact.metric in of_paper)
-        notes = distinct(note for tidy in own.values() for note in tidy.notes)
+        notes = distinct(note for tidy in own.values() for note in tidy.notes) or distinct([row.note])
         body.append((*cells, Cell(marks=footnotes.marks(notes))))
     columns = [Column(("Method",), numeric=False), *([Column(("Setting",), numeric=False)] if with_setting else [])]
     for fact in facts:
@@ -82,6 +82,9 @@ def _caption(
     protocols = distinct(row.protocol for row in own)
     calibrations = distinct(row.calibration for row in own)
     caption = [f"Measured on {' / '.join(hardware)}" if hardware else "Nothing measured yet"]
+    decoding = distinct(view.decoding for view in views.values())
+    if decoding:
+        caption.append(f"Decoding: {' / '.join(decoding)}")
     if protocols and with_perplexity:
         caption.append(f"Perplexity: {' / '.join(protocols)}")
     if calibrations:

@@ -163,6 +163,16 @@ class RecordView:
         return _join(_text(part, "cpu"), "" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
 
     @property
+    def decoding(self) -> str:
+        """How decode throughput was measured: "float16, batch 1, prompt 1984, 64 tokens, resident"; "" if it was not."""
+        entries = self._record.get("metrics")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, Mapping) and entry.get("metric") == "decode":
+                synthetic = "random weights of the model's shapes" if entry.get("synthetic") is True else ""
+                return _join(_text(entry, "dtype"), _text(entry, "dataset"), synthetic)
+        return ""
+
+    @property
     def reparameterized(self) -> bool:
         """True if the weights were taken off their grid before quantization."""
         return _mapping(self._record, "spec", "model").get("reparameterize") is True

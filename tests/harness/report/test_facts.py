@@ -63,6 +63,7 @@ def test_table_5_has_the_latency_of_a_token_beside_the_papers():
     source, document = page("table5", model="LLaMA-2-70B")
     table = document.tables[0]
     assert column(table, "Method") == ["FP16", "FP16, streamed", "SAGE-PTQ, banded", "SAGE-PTQ"]
+    assert "Decoding: float16, batch 1, prompt 1984, 64 tokens" in table.caption
     assert column(table, "Token ms (paper)") == ["-", "972.10", "646.30", "-"]
     assert column(table, "Token ms (measured)") == [f"{1e3 / 30:.2f}", "not run", *[f"{1e3 / 55:.2f}"] * 2]
     assert column(table, "Resident GB")[3] == f"{source.records['key-03']['metrics'][1]['value'] / 1e9:.3f}"
