@@ -164,7 +164,7 @@ class RecordView:
 
     @property
     def decoding(self) -> str:
-        """How decode throughput was measured: "float16, batch 1, prompt 1984, 64 tokens, resident"; "" if it was not."""
+        """How decode throughput was measured, "float16, batch 1, prompt 1984, 64 tokens"; "" if it was not."""
         entries = self._record.get("metrics")
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, Mapping) and entry.get("metric") == "decode":

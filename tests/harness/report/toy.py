@@ -88,7 +88,8 @@ def decode(unquantized: bool) -> dict[str, Any]:
     )
     value = next(iter(arms.values()))[0]
     return {
-        "metric": "decode", "dataset": "batch 1, prompt 1984, 64 tokens", "value": value, "device": "Some GPU", "dtype": "float16",
+        "metric": "decode", "dataset": "batch 1, prompt 1984, 64 tokens", "value": value,
+        "device": "Some GPU", "dtype": "float16",
         "runtime": "resident", "synthetic": False, "batch": 1, "prompt": 1984, "tokens": 64, "threads": 2,
         "arms": {
             name: {
