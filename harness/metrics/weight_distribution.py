@@ -6,6 +6,7 @@ unquantized model: a histogram in units of the standard deviation, and the KL di
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def weight_distribution(weight: Tensor) -> dict[str, Any]:
     mean = float(values.mean(dtype=torch.float64))
     standard = values - mean
     std = float(standard.square().mean(dtype=torch.float64)) ** 0.5
-    if std == 0.0:
+    if std == 0.0 or not math.isfinite(std):  # what is not finite is refused by every method, by name
         counts, below, above, kurtosis = [0] * BINS, 0, 0, None
         counts[BINS // 2] = values.numel()
     else:
@@ -48,7 +49,7 @@ def weight_distribution(weight: Tensor) -> dict[str, Any]:
         "counts": counts,
         "below": below,
         "above": above,
-        "kl": None if std == 0.0 else _divergence(np.array([below, *counts, above])),
+        "kl": None if kurtosis is None else _divergence(np.array([below, *counts, above])),
         "excess_kurtosis": kurtosis,
     }
 

@@ -43,7 +43,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
     axis.set_yticks(
-        range(len(lines)), [_label(source.label(row.method), row.setting, name) for row, _, _, name, _ in lines]
+        range(len(lines)), [_label(row.label or row.method, row.setting, name) for row, _, _, name, _ in lines]
     )
     axis.set_ylim(len(lines) - 0.5, -0.5)
     axis.set_xlim(0, 1.12 * max(*rooflines, *(arm["tokens_per_second"] for *_, arm in lines)))

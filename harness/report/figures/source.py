@@ -53,9 +53,9 @@ class Source:
         """The method as tables call it."""
         return next((row.label for row in self.plan.rows if row.method == method and row.label), method)
 
-    def name(self, row: TidyRow | PlannedRow) -> str:
+    def name(self, row: PlannedRow) -> str:
         """Method and setting of a row, "GPTQ 3 bit g128"."""
-        return f"{self.label(row.method)} {row.setting}".strip()
+        return f"{row.label or row.method} {row.setting}".strip()
 
     def protocol(self, rows: Sequence[TidyRow]) -> tuple[str, ...]:
         """What a caption must say of how `rows` were measured: windows, context, dtype, calibration, profile."""

@@ -19,7 +19,7 @@ DRAWN = [
     if not name.startswith("table4")
     for figure in load_experiment(name).figures
 ]
-PAGES = [("neurips", "column"), ("neurips", "page"), ("acl", "column"), ("slides", "page")]
+PAGES = [("neurips", "column"), ("icml", "page"), ("slides", "page")]
 
 
 def draw(source, figure, where):
