@@ -210,9 +210,10 @@ def _evaluations(
     if experiment.metric == "accuracy":
         return _task_evaluations(experiment, choices, profile, sources)
     if experiment.decode:
-        if choices.tasks or choices.limit is not None or choices.corpora or choices.windows is not None:
+        if choices.tasks or choices.corpora or choices.divergence or (choices.limit, choices.windows) != (None, None):
             raise InputError(
-                f"--corpus, --windows, --tasks and --limit are for tables of quality; {experiment.name} measures speed"
+                "--corpus, --windows, --divergence, --tasks and --limit are for tables of quality; "
+                f"{experiment.name} measures speed"
             )
         return (), ()
     if choices.tasks or choices.limit is not None:

@@ -32,7 +32,7 @@ def test_synthetic_weights_need_no_download():
     [
         ("table1", {"synthetic": True}, "--synthetic is for tables of speed and memory; table1 measures quality"),
         ("table5", {"synthetic": True, "models": ("llama-2-71b",)}, "no shapes of model 'llama-2-71b'; did you mean"),
-        ("table5", {"windows": 3}, "--corpus, --windows, --tasks and --limit are for tables of quality"),
+        ("table5", {"windows": 3}, "--corpus, --windows, --divergence, --tasks and --limit are for tables of quality"),
     ],
 )
 def test_choices_that_mean_nothing_here_are_refused(tiny_folder, name, choices, problem):
