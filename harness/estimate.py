@@ -15,7 +15,7 @@ import torch
 from harness.catalog import ModelEntry, find_task, models
 from harness.memory import available_memory
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import EvaluationSpec, ModelSpec, RunSpec, ZeroShotSpec
+from harness.spec import ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -40,7 +40,7 @@ def estimate(spec: RunSpec) -> Estimate:
     parameters, weights = _sizes(spec.model.name)
     speed = _operations_per_second(spec.model.device, spec.model.dtype)
     seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
-    for evaluation in spec.evaluations:
+    for evaluation in spec.quality:
         seconds += _ATTENTION_SHARE * 2 * parameters * _tokens(evaluation) / speed
     memory = parameters * _BYTES[spec.model.dtype] + _PROCESS_BYTES
     if memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
@@ -66,7 +66,7 @@ def _comes_in_blocks(model: ModelSpec) -> bool:
     return not gguf and not model.reparameterize
 
 
-def _tokens(evaluation: EvaluationSpec) -> int:
+def _tokens(evaluation: QualitySpec) -> int:
     """Tokens that go through the model for one evaluation."""
     if isinstance(evaluation, ZeroShotSpec):
         task = find_task(evaluation.task)

@@ -36,7 +36,7 @@ def check_methods(plan: Plan, store: RecordStore) -> None:
     Shapes come from the headers of local files; a model that is still on the hub is checked when it is loaded.
     """
     for spec in plan.runs:
-        if store.load(spec.key) is not None:
+        if store.load(spec.key) is not None or any(getattr(part, "synthetic", False) for part in spec.evaluations):
             continue
         shapes = block_matrices(tensor_shapes(resolve_model(spec.model.name)))
         method = create_method(spec.method.name, **spec.method.options)

@@ -8,9 +8,9 @@ result is the uninterrupted one bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from harness.models.blocks import Blocks, block_linears, find_blocks, model_line
 from harness.models.placement import Placement, put_linear
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
-from methods import LayerContext, LayerStatistics, QuantizationMethod
+from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
@@ -83,8 +83,13 @@ def quantize_model(
         raise InputError(f"method {method.name!r} needs calibration text")
     placement = placement or Placement()
     blocks = find_blocks(model)
-    # The activations in front of the first block; its weights, and those of restored blocks, play no part in them.
-    stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
+    # Plans and the activations in front of the first block come from the unquantized model, restored blocks or not.
+    plans: Mapping[str, Any] = {}
+    if windows is not None and method.surveys:
+        plans = method.plan_model(_survey(model, blocks, windows, placement))
+    stream = None
+    if windows is not None and method.needs != "nothing":
+        stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
     result = QuantizedModel({}, [])
     finished, state = ([], None) if checkpoints is None else checkpoints.restore()
     for index, part in enumerate(finished):
@@ -101,7 +106,7 @@ def quantize_model(
         seed_everything(method.config.seed + index)
         steps = _Steps(progress, index, count, 0 if stream is None else stream.samples, block)
         quantize = _quantize_block if stream is not None and method.needs == "block" else _quantize_layers
-        part = quantize(blocks, index, method, stream, steps)
+        part = quantize(blocks, index, method, stream, steps, plans)
         if checkpoints is not None:
             last = index + 1 == count
             part = checkpoints.save(index, part, None if stream is None or last else stream.state())
@@ -166,7 +171,12 @@ class _Steps:
 
 
 def _quantize_layers(
-    blocks: Blocks, index: int, method: QuantizationMethod, stream: BlockStream | None, steps: _Steps
+    blocks: Blocks,
+    index: int,
+    method: QuantizationMethod,
+    stream: BlockStream | None,
+    steps: _Steps,
+    plans: Mapping[str, Any],
 ) -> QuantizedModel:
     """Layer by layer; the next block sees the outputs of the quantized block."""
     result = QuantizedModel({}, [])
@@ -175,7 +185,7 @@ def _quantize_layers(
         statistics = stream.collect(index, method.needs, steps.inputs)
     linears = block_linears(blocks.blocks[index])
     for done, (name, linear) in enumerate(linears.items(), start=1):
-        context = LayerContext(blocks.name(index, name), index, len(blocks.blocks))
+        context = _context(blocks, index, name, plans)
         seen = statistics.get(name)
         arguments = Arguments(linear.weight, seen)
         start = time.perf_counter()
@@ -196,15 +206,22 @@ def _quantize_layers(
 
 
 def _quantize_block(
-    blocks: Blocks, index: int, method: QuantizationMethod, stream: BlockStream | None, steps: _Steps
+    blocks: Blocks,
+    index: int,
+    method: QuantizationMethod,
+    stream: BlockStream | None,
+    steps: _Steps,
+    plans: Mapping[str, Any],
 ) -> QuantizedModel:
-    """The whole block at once; the next block sees the outputs of the unquantized block."""
+    """The whole block at once; the next block sees the outputs that the method's `stream` says."""
     assert stream is not None
     result = QuantizedModel({}, [])
     block = blocks.blocks[index]
+    outputs = None if method.stream == "quantized" else stream.outputs(index, steps.inputs)
     view = stream.view(index)
-    outputs = stream.outputs(index, steps.inputs)
-    contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
+    if method.stream == "both":
+        view = replace(view, targets=outputs)
+    contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)
     seconds = (time.perf_counter() - start) / len(view.linears)
@@ -214,9 +231,32 @@ def _quantize_block(
     for name, linear in view.linears.items():
         target = found.targets.get(name, linear.weight)
         packed, context = found.packed[name], contexts[name]
-        result.layers.append(log_layer(method, target, packed, None, seconds, context))
+        result.layers.append(log_layer(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
         put_linear(linear, packed)
-    stream.hidden = outputs
     steps.layer(len(view.linears), "layers")
+    if outputs is not None and method.stream == "unquantized":
+        stream.hidden = outputs
+    elif index + 1 < len(blocks.blocks):
+        stream.unquantized = outputs
+        stream.advance(index, steps.outputs)
     return result
+
+
+def _context(blocks: Blocks, index: int, name: str, plans: Mapping[str, Any]) -> LayerContext:
+    full = blocks.name(index, name)
+    return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full))
+
+
+def _survey(model: nn.Module, blocks: Blocks, windows: Tensor, placement: Placement) -> dict[str, LayerSurvey]:
+    """All layers as the unquantized model feeds them, for methods that plan for the whole model."""
+    stream = BlockStream(model, blocks, windows)
+    survey = {}
+    for index, block in enumerate(blocks.blocks):
+        placement.bring(block)
+        for name, seen in stream.collect(index, "hessian").items():
+            linear = stream.view(index).linears[name]
+            trace = float(seen.hessian.diagonal().sum(dtype=torch.float64))
+            survey[blocks.name(index, name)] = LayerSurvey(linear.out_features, linear.in_features, trace)
+        stream.advance(index)
+    return survey

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from harness.runner import run
+from harness.runtime.runner import run_runtime
 from harness.spec import RunSpec
 from kernels.errors import InputError
 
@@ -54,12 +55,17 @@ class Engine(Protocol):
         """End whatever still runs."""
 
 
+def execute(spec: RunSpec, **more: Any) -> dict[str, Any]:
+    """Carry out a run by the runner of what it measures: a model's outputs, or how it runs."""
+    return (run if spec.quality else run_runtime)(spec, **more)
+
+
 class InProcess:
     """Runs in this process."""
 
     slots = 1
 
-    def __init__(self, execute: Callable[..., dict[str, Any]] = run) -> None:
+    def __init__(self, execute: Callable[..., dict[str, Any]] = execute) -> None:
         self._execute = execute
         self._task: Task | None = None
 
@@ -75,7 +81,7 @@ class InProcess:
 
 
 def attempt(
-    task: Task, progress: Callable[[int, int, str], None], execute: Callable[..., dict[str, Any]] = run
+    task: Task, progress: Callable[[int, int, str], None], execute: Callable[..., dict[str, Any]] = execute
 ) -> Result:
     """Carry out a run; whatever it raises, but for an interrupt, becomes its result."""
     try:

@@ -50,8 +50,12 @@ def put(block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[st
 
 @torch.no_grad()
 def put_linear(linear: nn.Linear, packed: PackedWeight) -> None:
-    """Copy the decoded weight into `linear`."""
+    """Copy the decoded weight into `linear`; where the format quantizes activations, round them in front of it too."""
     linear.weight.copy_(packed.decode(linear.weight.dtype))
+    if packed.rounds_inputs:
+        if not hasattr(linear, "rounding"):  # put a second time: one rounding is enough
+            linear.register_forward_pre_hook(lambda module, args: (module.rounding.round_inputs(args[0]), *args[1:]))
+        linear.rounding = packed  # type: ignore[assignment]
 
 
 class OneBlockAtATime(Placement):
