@@ -83,10 +83,12 @@ def quantize_model(
         raise InputError(f"method {method.name!r} needs calibration text")
     placement = placement or Placement()
     blocks = find_blocks(model)
+    # Blocks behind the last one that is quantized need no activations.
+    count = 1 + max(index for index, block in enumerate(blocks.blocks) if block_linears(block))
     # Plans and the activations in front of the first block come from the unquantized model, restored blocks or not.
     plans: Mapping[str, Any] = {}
     if windows is not None and method.surveys:
-        plans = method.plan_model(_survey(model, blocks, windows, placement))
+        plans = method.plan_model(_survey(model, blocks, count, windows, placement))
     stream = None
     if windows is not None and method.needs != "nothing":
         stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
@@ -97,8 +99,6 @@ def quantize_model(
         result.extend(part)
     if stream is not None and state is not None:
         stream.restore(state)
-    # Blocks behind the last one that is quantized need no activations.
-    count = 1 + max(index for index, block in enumerate(blocks.blocks) if block_linears(block))
     for index in range(len(finished), count):
         block = blocks.blocks[index]
         placement.bring(block)
@@ -248,11 +248,13 @@ def _context(blocks: Blocks, index: int, name: str, plans: Mapping[str, Any]) ->
     return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full))
 
 
-def _survey(model: nn.Module, blocks: Blocks, windows: Tensor, placement: Placement) -> dict[str, LayerSurvey]:
+def _survey(
+    model: nn.Module, blocks: Blocks, count: int, windows: Tensor, placement: Placement
+) -> dict[str, LayerSurvey]:
     """All layers as the unquantized model feeds them, for methods that plan for the whole model."""
     stream = BlockStream(model, blocks, windows)
     survey = {}
-    for index, block in enumerate(blocks.blocks):
+    for index, block in enumerate(blocks.blocks[:count]):
         placement.bring(block)
         for name, seen in stream.collect(index, "hessian").items():
             linear = stream.view(index).linears[name]
