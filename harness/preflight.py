@@ -13,6 +13,7 @@ from harness.memory import available_memory
 from harness.models.source import block_matrices, resolve_model, tensor_shapes
 from harness.planning import Plan
 from harness.records import RecordStore
+from kernels.atomic import remove_stale_parts
 from kernels.errors import InputError
 from methods import create_method
 
@@ -26,6 +27,7 @@ def check_output(out: Path, store: RecordStore) -> None:
         TemporaryFile(dir=store.folder).close()  # a folder that is there may still be read-only
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
+    remove_stale_parts(store.folder)
     require_space(store.folder, _RECORD_BYTES, "records")
     cache_limit(0)
 

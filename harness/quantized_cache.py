@@ -33,7 +33,7 @@ from harness.assets import sha256_of
 from harness.cache import cache_folder, cache_limit, prune, require_space
 from harness.layer_log import LayerLog
 from harness.quantize import QuantizedModel
-from kernels.atomic import write_text
+from kernels.atomic import remove_stale_parts, write_text
 from kernels.errors import InputError
 from kernels.layouts import load_packed, save_packed
 from kernels.tensor_files import save_tensors
@@ -79,6 +79,7 @@ class QuantizedEntry:
         Nothing, if it ran under other conditions.
         """
         self._since = time.perf_counter()
+        remove_stale_parts(self.folder)
         if not self._same_conditions():
             self.clear()
             write_text(self.folder / "conditions.json", json.dumps(self._conditions))

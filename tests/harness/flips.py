@@ -21,6 +21,15 @@ RULES: dict[str, tuple[str, str, str]] = {
     "pb-llm": ("methods.pb_llm", "(weight / factor.diagonal())", "(weight * factor.diagonal())"),
     "billm": ("methods.billm.method", "weight.square() / self._pivots", "weight.square() * self._pivots"),
     "sage-ptq": ("methods.sage_ptq.method", "group_means(bounds)", "group_means(bounds)[::-1].copy()"),
+    "aptq": ("methods.aptq", "/ sizes[name], reverse=True", "/ sizes[name], reverse=False"),
+    "cmpq": ("methods.cmpq", "members > 0, means, centers.double()", "members > 0, centers.double(), means"),
+    "mg-ptq": ("methods.mg_ptq.allocation", "errors / pivots.square()", "errors * pivots.square()"),
+    "micromix": ("methods.micromix", "math.ceil(channels * highest", "math.floor(channels * highest"),
+    "slim-llm": (
+        "methods.slim_llm.allocation",
+        "widths[low], widths[high] = bits - 1, bits + 1", "widths[low], widths[high] = bits + 1, bits - 1",
+    ),
+    "slim-llm-plus": ("methods.slim_llm.plus", "yield loss\n", "yield -loss\n"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import flips
 import pytest
+import tiny
 
 from harness import regression
 from harness.cli import check_regression
@@ -18,14 +19,6 @@ from methods.registry import builtin_method_names, register_method
 
 _ROOT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("SAGEBENCH_BASELINE")
-OPTIONS = {
-    "rtn": {"bits": 3, "group_size": 32},
-    "gptq": {"bits": 3, "group_size": 32},
-    "awq": {"bits": 3, "group_size": 32, "search_tokens": 64},
-    "pb-llm": {"group_size": 32},
-    "billm": {"block_size": 32},
-    "sage-ptq": {"group_count": 3, "max_salient": 0.05},
-}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def measured(tiny_folder, corpus_file, tmp_path_factory):
             "evaluation": {"corpus": str(corpus_file), "context": 32, "windows": 8},
             "threads": 1,
         },
-        "methods": {name: {"options": options} for name, options in OPTIONS.items()},
+        "methods": {name: {"options": options} for name, options in tiny.OPTIONS.items()},
     }
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
@@ -181,8 +174,8 @@ def test_an_unknown_key_of_an_entry_gets_a_suggestion(baseline, capsys):
 
 
 def test_an_unknown_method_is_named(baseline, capsys):
-    assert gate(baseline, "--methods", "gtpq") == 2
-    assert "unknown method 'gtpq'; did you mean 'gptq'?" in capsys.readouterr().err
+    assert gate(baseline, "--methods", "rnt") == 2
+    assert "unknown method 'rnt'; did you mean 'rtn'?" in capsys.readouterr().err
 
 
 def test_plugins_need_no_baseline(monkeypatch, measured):
