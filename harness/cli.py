@@ -1,4 +1,4 @@
-"""The command line: `sagebench run | list | report | compare`, and `scripts/reproduce.py`, which is `sagebench run`.
+"""The command line `sagebench`, and `scripts/reproduce.py`, which is `sagebench run`.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130 interrupted.
 """
@@ -21,8 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|list|report|compare")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|quantize|verify|list|report|compare")
     _add_run_arguments(verbs.add_parser("run", help="reproduce a table of the paper"))
+    _add_quantize_arguments(verbs.add_parser("quantize", help="quantize a model and keep it as a packed checkpoint"))
+    verify = verbs.add_parser("verify", help="check every file and tensor of a packed checkpoint")
+    verify.add_argument("folder", type=Path)
     listing = verbs.add_parser("list", help="show what is there")
     listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="render tables again from their records, without running anything")
@@ -43,12 +46,10 @@ def reproduce(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_shared_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, metavar="N", help=f"table of the paper: {', '.join(map(str, _TABLES))}")
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
-    parser.add_argument(
-        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
-    )
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
@@ -59,6 +60,29 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--divergence", action="store_true", help="measure KL from the unquantized model beside perplexity"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
+    parser.add_argument("--save", action="store_true", help="keep packed checkpoints in checkpoints/ below --out")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+
+
+def _add_quantize_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_shared_arguments(parser)
+    parser.add_argument("--model", required=True, metavar="M", help="model to quantize: a name, a folder, a GGUF file")
+    parser.add_argument("--method", required=True, metavar="X", help="quantization method")
+    parser.add_argument(
+        "--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method, such as bits=3"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    parser.add_argument("--fresh", action="store_true", help="quantize again even if the weights are in the cache")
+    parser.add_argument("--max-shard-size", default="2GB", metavar="S", help="largest file of weights (2GB)")
+
+
+def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides the quantized weights, whether they are measured or kept."""
+    parser.add_argument(
+        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
     )
     parser.add_argument(
         "--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)"
@@ -71,15 +95,20 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reparameterize", action="store_true", help="take the weights off the grid of an already quantized source"
     )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
-    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.verb == "run":
         return _run(arguments)
+    if arguments.verb == "quantize":
+        return _quantize(arguments)
+    if arguments.verb == "verify":
+        from harness.checkpoint.read import verify_checkpoint
+
+        found = verify_checkpoint(arguments.folder)
+        print(f"{arguments.folder}: whole; {len(found.layers)} packed layers, method {found.method}")
+        return 0
     if arguments.verb == "list":
         from harness.listing import show
 
@@ -108,6 +137,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     name = arguments.experiment if arguments.table is None else f"table{arguments.table}"
     return run_experiment(name, arguments)
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    _check_seed(arguments.seed)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from harness.saving import quantize
+
+    return quantize(arguments)
 
 
 def _check_seed(seed: int) -> None:

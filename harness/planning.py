@@ -119,6 +119,15 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     return plan
 
 
+def plan_quantization(name: str, method: str, options: dict[str, Any], choices: Choices) -> RunSpec:
+    """A run that quantizes model `name` and measures nothing. Raises InputError as `plan_table` does."""
+    profile_name = choose_profile(choices.profile)
+    profile = load_profile(profile_name)
+    model, family = _model_spec(name, choices, profile)
+    calibration = _calibration(choices, profile, profile_name)
+    return _run_spec(method, {**profile.options.get(method, {}), **options}, model, family, calibration, ())
+
+
 def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
     """What the table is about, as the claims call it: corpora, or tasks."""
     if experiment.metric == "accuracy":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,8 @@ from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import plan_path, render_plan
+from harness.runner import run
+from harness.saving import run_and_save, save_finished
 from harness.sweep import sweep
 
 
@@ -32,7 +35,12 @@ def run_experiment(name: str, arguments: argparse.Namespace) -> int:
     check_memory(plan, store, asked_for=bool(arguments.model), force=arguments.force)
     # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
     plan.table.save(plan_path(arguments.out, plan.table.name))
-    outcome = sweep(plan.runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh)
+    reporter = TerminalReporter(console)
+    execute = partial(run_and_save, arguments.out) if arguments.save else run
+    outcome = sweep(plan.runs, plan.references, store, reporter, fresh=arguments.fresh, execute=execute)
+    if arguments.save:
+        for folder in save_finished(arguments.out, plan.runs, store, reporter):
+            console.print(f"saved: {folder}", markup=False, soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
     for path in render_plan(plan.table, arguments.out, console):

@@ -32,6 +32,8 @@ from methods import QuantizationMethod, create_method
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
+# Called with a model, what is installed in it, and the record of the run.
+Keep = Callable[[LoadedModel, QuantizedModel, dict[str, Any]], None]
 
 UNQUANTIZED = "fp16"
 _ANCHOR_TOLERANCE = 0.02
@@ -47,10 +49,12 @@ def run(
     reference: dict[str, Any] | None = None,
     fresh: bool = False,
     progress: Progress = lambda done, total, what: None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Carry out `spec` and return its record (without key and date, which the store adds).
 
-    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
+    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached. keep:
+    called at the end with the quantized model and the record, for whoever wants to store it.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
     method = create_method(spec.method.name, **spec.method.options)
@@ -84,7 +88,7 @@ def run(
         with phases.measure("evaluate"):
             metrics.append(measure(evaluation, loaded, origin["key"], steps, fresh=fresh))
     reference_entry = _compare(spec, metrics, reference)
-    return {
+    record = {
         "spec": spec.model_dump(mode="json"),
         "environment": environment_record(),
         "model": loaded.as_record(),
@@ -105,6 +109,9 @@ def run(
         "quantization": origin,
         "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
     }
+    if keep is not None:
+        keep(loaded, quantized, record)
+    return record
 
 
 def _with_label(progress: Progress, what: str, done: int, total: int) -> None:

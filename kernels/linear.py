@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from kernels.errors import InputError
 from kernels.layouts.base import PackedWeight, layout_class
 
 # (inputs [..., in_features], packed [out_features, in_features], bias [out_features] or None) ->
@@ -47,10 +48,12 @@ class PackedLinear(nn.Module):
         self.metadata = dict(metadata)
         self.out_features, self.in_features = metadata["shape"]
         self.tensor_names = tuple(tensors)
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._checked: PackedWeight | None = None
+        for name, tensor in tensors.items():
+            if not name.isidentifier() or hasattr(self, name):  # names come from files
+                raise InputError(f"{name!r} is no name of a packed tensor")
+            self.register_buffer(name, tensor)
 
     @classmethod
     def from_packed(cls, packed: PackedWeight, bias: Tensor | None = None) -> Self:

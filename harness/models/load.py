@@ -102,7 +102,7 @@ def load_model(
         reparameterize(model, seed)
     for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and stay in float32
         parameter.data = parameter.data.to(DTYPES[dtype])
-    _round_unquantized(model, torch.bfloat16 if precision.format == "BF16" else torch.float16)
+    _round_unquantized(model, DTYPES[precision.unquantized_dtype])
     placement = place(model, torch.device(device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return LoadedModel(model, tokenizer, source, sha256, precision, parameters, placement)

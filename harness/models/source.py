@@ -46,6 +46,11 @@ class SourcePrecision:
     bits: float
     detail: str
 
+    @property
+    def unquantized_dtype(self) -> str:
+        """The 16 bits to which all that is not quantized is rounded, and in which it is counted and stored."""
+        return "bfloat16" if self.format == "BF16" else "float16"
+
     def as_record(self) -> dict[str, Any]:
         return {"quantized": self.quantized, "format": self.format, "bits": self.bits, "detail": self.detail}
 

@@ -1,0 +1,125 @@
+"""Runs whose packed checkpoints are kept: `sagebench quantize`, and `--save` of a table."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from harness.checkpoint.write import check_target, write_checkpoint
+from harness.estimate import available_memory, estimate
+from harness.planning import Choices, plan_quantization
+from harness.preflight import check_method
+from harness.progress import TerminalReporter
+from harness.records import RecordStore
+from harness.runner import UNQUANTIZED, Keep, NoOpError, run
+from harness.spec import RunSpec
+from harness.sweep import Reporter
+from kernels.errors import InputError, NumericalError
+
+
+def checkpoint_folder(out: Path, key: str) -> Path:
+    """Where `--save` keeps the checkpoint of run `key`."""
+    return out / "checkpoints" / key
+
+
+def run_and_save(out: Path, spec: RunSpec, **how: Any) -> dict[str, Any]:
+    """As `runner.run`, with the checkpoint kept below `out`; the unquantized model is not kept a second time."""
+    return run(spec, keep=None if spec.method.name == UNQUANTIZED else _keep(out, spec), **how)
+
+
+def save_finished(out: Path, runs: Iterable[RunSpec], store: RecordStore, reporter: Reporter) -> list[Path]:
+    """Folders of all quantized runs that are finished; a checkpoint that is not there yet is made, without measuring.
+
+    The weights come from the cache of quantized weights, or are made again.
+    """
+    folders = []
+    for spec in runs:
+        record = store.load(spec.key)
+        if record is None or spec.method.name == UNQUANTIZED:
+            continue
+        folder = checkpoint_folder(out, spec.key)
+        if not folder.exists():
+            reporter.begin(spec, 1, 1)
+            run(_unmeasured(spec), keep=_keep(out, spec, record), progress=reporter.progress)
+            reporter.end(spec, "saved", None)
+        folders.append(folder)
+    return folders
+
+
+def quantize(arguments: argparse.Namespace) -> int:
+    """The command `sagebench quantize`; returns the exit code."""
+    console = Console(highlight=False)
+    choices = Choices(
+        profile=arguments.profile,
+        context=arguments.context,
+        calibration_samples=arguments.calibration_samples,
+        calibration_corpus=arguments.calibration_corpus,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        seed=arguments.seed,
+        reparameterize=arguments.reparameterize,
+    )
+    spec = plan_quantization(arguments.model, arguments.method, parse_options(arguments.option), choices)
+    check_target(arguments.out, arguments.max_shard_size)
+    check_method(spec)
+    cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
+    if cost > free and not arguments.force:
+        needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        raise InputError(f"{spec.describe()} {needs}; --force runs it all the same")
+    reporter = TerminalReporter(console)
+    reporter.begin(spec, 1, 1)
+
+    def keep(loaded: Any, quantized: Any, record: dict[str, Any]) -> None:
+        keyed = {"key": spec.key, **record}
+        write_checkpoint(arguments.out, loaded, quantized, keyed, arguments.max_shard_size)
+
+    try:
+        record = run(spec, fresh=arguments.fresh, progress=reporter.progress, keep=keep)
+    except (NoOpError, NumericalError) as error:
+        reporter.end(spec, "failed", None)
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    reporter.end(spec, "done", record)
+    ledger = record["ledger"]
+    console.print(
+        f"written: {arguments.out}: {ledger['payload_bits']:.3f} bits per weight, {ledger['total_bytes'] / 1e6:.1f} MB",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def parse_options(given: list[str]) -> dict[str, Any]:
+    """`bits=3` and the like as a method's options; values are read as YAML scalars."""
+    options = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not (name and equals):
+            raise InputError(f"--option {entry!r}: write name=value, such as bits=3")
+        try:
+            options[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--option {entry!r}: {value!r} cannot be read as a number, a name or a list") from None
+    return options
+
+
+def _unmeasured(spec: RunSpec) -> RunSpec:
+    return spec.model_copy(update={"evaluations": ()})
+
+
+def _keep(out: Path, spec: RunSpec, finished: dict[str, Any] | None = None) -> Keep:
+    """Writes the checkpoint of `spec` with its record, or with the one that is `finished` already."""
+
+    def keep(loaded: Any, quantized: Any, record: dict[str, Any]) -> None:
+        folder = checkpoint_folder(out, spec.key)
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier time: the run has just been repeated
+        write_checkpoint(folder, loaded, quantized, finished or {"key": spec.key, **record})
+
+    return keep
