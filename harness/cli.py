@@ -21,11 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|quantize|verify|list|report|compare")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|quantize|verify|export|list|...")
     _add_run_arguments(verbs.add_parser("run", help="reproduce a table of the paper"))
     _add_quantize_arguments(verbs.add_parser("quantize", help="quantize a model and keep it as a packed checkpoint"))
     verify = verbs.add_parser("verify", help="check every file and tensor of a packed checkpoint")
     verify.add_argument("folder", type=Path)
+    export = verbs.add_parser("export", help="write a packed checkpoint in another tool's format")
+    export.add_argument("folder", type=Path)
+    export.add_argument("--format", required=True, metavar="F", help="gptq, gptq_v2 or compressed-tensors")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
     listing = verbs.add_parser("list", help="show what is there")
     listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="render tables again from their records, without running anything")
@@ -108,6 +112,12 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
         found = verify_checkpoint(arguments.folder)
         print(f"{arguments.folder}: whole; {len(found.layers)} packed layers, method {found.method}")
+        return 0
+    if arguments.verb == "export":
+        from harness.checkpoint.exports import export_checkpoint
+
+        export_checkpoint(arguments.folder, arguments.out, arguments.format)
+        print(f"written: {arguments.out}")
         return 0
     if arguments.verb == "list":
         from harness.listing import show

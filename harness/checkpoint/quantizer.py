@@ -83,13 +83,10 @@ class SagebenchQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `save_pretrained` writes; the checksums in the model's configuration are brought up to date."""
-        tensors = model.state_dict()
-        if any(tensor.is_meta for tensor in tensors.values()):
-            raise InputError("a checkpoint that is offloaded to disk cannot be saved; load it with device_map='cpu'")
         config = model.config.quantization_config
         layers = dict(packed_layers(model))
         inside = {f"{name}.{key}" for name, layer in layers.items() for key in layer.tensor_names}
-        tensors = _narrow_once(tensors, inside, getattr(torch, config.unquantized_dtype))
+        tensors = narrow_unquantized(model)
         config.layers = {name: describe_layer(layer.packed) for name, layer in layers.items()}
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         config.unquantized = {
@@ -168,16 +165,20 @@ def _check_packed(name: str, layer: PackedLinear) -> None:
         raise InputError(f"layer {name}: {error}") from None
 
 
-def _narrow_once(tensors: Mapping[str, Tensor], inside: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
-    """`tensors` in 16 bits where nothing is lost, but for those `inside` packed layers; tied tensors stay one."""
+def narrow_unquantized(model: Any) -> dict[str, Tensor]:
+    """The state dict of a packed model, in 16 bits where nothing is lost; tied tensors stay one tensor."""
+    dtype = getattr(torch, model.config.quantization_config.unquantized_dtype)
+    inside = {f"{name}.{key}" for name, layer in packed_layers(model) for key in layer.tensor_names}
     narrowed: dict[tuple[int, torch.Size], Tensor] = {}
-    found = {}
+    tensors = model.state_dict()
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InputError("a model that is offloaded to disk cannot be saved; load it with device_map='cpu'")
         key = (tensor.data_ptr(), tensor.shape)
         if name not in inside and key not in narrowed:
             narrowed[key] = _narrow(tensor, dtype)
-        found[name] = tensor if name in inside else narrowed[key]
-    return found
+        tensors[name] = tensor if name in inside else narrowed[key]
+    return tensors
 
 
 def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
