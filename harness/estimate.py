@@ -15,7 +15,7 @@ import torch
 
 from harness.catalog import ModelEntry, find_task, models
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import EvaluationSpec, RunSpec, ZeroShotSpec
+from harness.spec import STORED, EvaluationSpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -45,6 +45,8 @@ def estimate(spec: RunSpec) -> Estimate:
     if torch.device(spec.model.device).type != "cpu" and memory > available_memory(spec.model.device):
         # Blocks then come to the device one at a time; the largest models of the catalogue have 60 and more.
         memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + 1_500_000_000
+    if spec.method.name == STORED:
+        return Estimate(seconds, memory)
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
     if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:

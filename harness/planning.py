@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import fingerprint, resolve_model
+from harness.models.source import ModelSource, fingerprint, require_unquantized, resolve_model
+from harness.models.stored import stored_format
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
 from harness.spec import (
+    STORED,
     CalibrationSpec,
     DivergenceSpec,
     EvaluationSpec,
@@ -92,6 +95,13 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
         model, family = _model_spec(name, choices, profile)
+        source = resolve_model(name)
+        if source.quantized is not None or Path(name).suffix == ".gguf":
+            stored = _stored_spec(model, evaluations)
+            plan.runs.append(stored)
+            planned.append(_stored_row(source, stored.key))
+        if source.quantized is not None:
+            continue
         reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
         plan.runs.append(reference)
         for row in rows:
@@ -124,6 +134,7 @@ def plan_quantization(name: str, method: str, options: dict[str, Any], choices: 
     profile_name = choose_profile(choices.profile)
     profile = load_profile(profile_name)
     model, family = _model_spec(name, choices, profile)
+    require_unquantized(resolve_model(name))
     calibration = _calibration(choices, profile, profile_name)
     return _run_spec(method, {**profile.options.get(method, {}), **options}, model, family, calibration, ())
 
@@ -271,6 +282,18 @@ def _run_spec(
         calibration=None if quantizer.needs == "nothing" else calibration,
         evaluations=evaluations,
     )
+
+
+def _stored_spec(model: ModelSpec, evaluations: tuple[EvaluationSpec, ...]) -> RunSpec:
+    """The run that measures a quantized model as it is. What it diverges from is not known."""
+    measured = tuple(evaluation for evaluation in evaluations if not isinstance(evaluation, DivergenceSpec))
+    return RunSpec(model=model, method=MethodSpec(name=STORED), calibration=None, evaluations=measured)
+
+
+def _stored_row(source: ModelSource, key: str) -> PlannedRow:
+    method, setting, _ = stored_format(source)
+    note = "measured as stored, by its own library; payload counted from its files"
+    return PlannedRow(method, f"{setting}, as stored", method.upper(), source.name, None, key, note)
 
 
 def _row_note(row: Row, family: str, overrides: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from harness.estimate import available_memory, estimate
 from harness.models.source import block_matrices, resolve_model, tensor_shapes
 from harness.planning import Plan
 from harness.records import RecordStore
-from harness.spec import RunSpec
+from harness.spec import STORED, RunSpec
 from kernels.errors import InputError
 from methods import create_method
 
@@ -33,7 +33,7 @@ def check_output(out: Path, store: RecordStore) -> None:
 def check_methods(plan: Plan, store: RecordStore) -> None:
     """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens."""
     for spec in plan.runs:
-        if store.load(spec.key) is None:
+        if store.load(spec.key) is None and spec.method.name != STORED:
             check_method(spec)
 
 

@@ -26,7 +26,8 @@ from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import load_quantized, save_quantized
-from harness.spec import RunSpec, ZeroShotSpec
+from harness.spec import STORED, RunSpec, ZeroShotSpec
+from harness.stored import run_stored
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
 
@@ -57,6 +58,8 @@ def run(
     called at the end with the quantized model and the record, for whoever wants to store it.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
+    if spec.method.name == STORED:
+        return run_stored(spec, fresh=fresh, progress=progress)
     method = create_method(spec.method.name, **spec.method.options)
     phases = Phases(spec.model.device)
     progress(0, 1, "loading the model")

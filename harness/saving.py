@@ -19,7 +19,7 @@ from harness.preflight import check_method
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.runner import UNQUANTIZED, Keep, NoOpError, run
-from harness.spec import RunSpec
+from harness.spec import STORED, RunSpec
 from harness.sweep import Reporter
 from kernels.errors import InputError, NumericalError
 
@@ -30,8 +30,8 @@ def checkpoint_folder(out: Path, key: str) -> Path:
 
 
 def run_and_save(out: Path, spec: RunSpec, **how: Any) -> dict[str, Any]:
-    """As `runner.run`, with the checkpoint kept below `out`; the unquantized model is not kept a second time."""
-    return run(spec, keep=None if spec.method.name == UNQUANTIZED else _keep(out, spec), **how)
+    """As `runner.run`, with the checkpoint kept below `out`; a model that is there already is not kept again."""
+    return run(spec, keep=_keep(out, spec) if _is_kept(spec) else None, **how)
 
 
 def save_finished(out: Path, runs: Iterable[RunSpec], store: RecordStore, reporter: Reporter) -> list[Path]:
@@ -42,7 +42,7 @@ def save_finished(out: Path, runs: Iterable[RunSpec], store: RecordStore, report
     folders = []
     for spec in runs:
         record = store.load(spec.key)
-        if record is None or spec.method.name == UNQUANTIZED:
+        if record is None or not _is_kept(spec):
             continue
         folder = checkpoint_folder(out, spec.key)
         if not folder.exists():
@@ -108,6 +108,10 @@ def parse_options(given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise InputError(f"--option {entry!r}: {value!r} cannot be read as a number, a name or a list") from None
     return options
+
+
+def _is_kept(spec: RunSpec) -> bool:
+    return spec.method.name not in (UNQUANTIZED, STORED)
 
 
 def _unmeasured(spec: RunSpec) -> RunSpec:

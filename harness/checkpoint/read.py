@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from harness.assets import sha256_of
 from harness.checkpoint.description import Description, read_description
 from harness.checkpoint.files import check_files, weight_files
 from harness.checkpoint.write import SUMS
 from kernels.errors import InputError
+from kernels.layouts import PackedWeight, layout_class
 
 _SUM = re.compile(r"([0-9a-f]{64})  ([^/\\]+)")
 
@@ -27,6 +32,24 @@ def verify_checkpoint(folder: Path) -> Description:
     if (folder / SUMS).is_file():
         _check_sums(folder)
     return description
+
+
+def packed_weights(folder: Path) -> Iterator[tuple[str, PackedWeight]]:
+    """The packed weights of `folder` by layer, read one at a time; nothing of the model is built.
+
+    Raises InputError for a layer that is damaged.
+    """
+    description, files = read_description(folder), weight_files(folder)
+    contents = check_files(description, files)
+    with ExitStack() as opened:
+        shards = [opened.enter_context(safe_open(file, framework="pt")) for file in files]
+        where = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a mapping
+        for name, layer in description.layers.items():
+            tensors = {key: where[f"{name}.{key}"].get_tensor(f"{name}.{key}") for key in contents.layers[name]}
+            try:
+                yield name, layout_class(layer.layout).from_tensors(tensors, layer.metadata)
+            except InputError as error:
+                raise InputError(f"{folder}: layer {name}: {error}") from None
 
 
 def load_checkpoint(folder: Path, *, dequantize: bool = False, **options: Any) -> Any:

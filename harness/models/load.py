@@ -23,6 +23,7 @@ from harness.models.source import (
     download,
     fingerprint,
     open_gguf,
+    require_unquantized,
     resolve_model,
     source_precision,
 )
@@ -80,8 +81,9 @@ def load_model(
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what matters is checked here and said in one line
     source = download(resolve_model(name))
+    require_unquantized(source)
     sha256, precision = fingerprint(source), source_precision(source)
-    folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    folder = convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any
@@ -125,7 +127,7 @@ def _round_unquantized(model: Any, dtype: torch.dtype) -> None:
             parameter.copy_(rounded)
 
 
-def _convert_gguf(path: Path, sha256: str) -> Path:
+def convert_gguf(path: Path, sha256: str) -> Path:
     """The GGUF file as a dense float32 folder in the cache. Reading GGUF takes half a minute, the folder a second."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -24,12 +24,16 @@ _SMALL = {"group_count": 2, "search_tokens": 32}
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint, its record, and the logits that the quantized model gave in memory for `tokens`."""
+    """A checkpoint, its record, and the logits that the quantized model gave in memory for `tokens`.
+
+    logits: with dense weights, as they are measured. packed_logits: with packed layers, by whatever kernel reads them.
+    """
 
     folder: Path
     record: dict[str, Any]
     tokens: Tensor
     logits: Tensor
+    packed_logits: Tensor
 
 
 def _small_options(name: str, width: int) -> dict[str, Any]:
@@ -58,9 +62,11 @@ def quantize_and_save(
         with torch.inference_mode():
             logits.append(loaded.model(tokens).logits.clone())
         write_checkpoint(folder, loaded, quantized, {"key": spec.key, **record}, shard)
+        with torch.inference_mode():
+            logits.append(loaded.model(tokens).logits.clone())
 
     record = run(spec, keep=keep)
-    return Saved(folder, record, tokens, logits[0])
+    return Saved(folder, record, tokens, *logits)
 
 
 @pytest.fixture(scope="session")

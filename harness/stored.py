@@ -1,0 +1,63 @@
+"""A run that measures a quantized model as it is stored: a row of a table that no method of ours has made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from harness.environment import environment_record
+from harness.evaluations import measure, prepare
+from harness.metrics.phases import Phases
+from harness.models.source import resolve_model
+from harness.models.stored import load_stored, stored_format, stored_size
+from harness.spec import RunSpec
+
+
+def run_stored(
+    spec: RunSpec,
+    *,
+    fresh: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Measure the model of `spec` and return the run's record; nothing is quantized.
+
+    Raises InputError if the model cannot be read.
+    """
+    source = resolve_model(spec.model.name)
+    phases = Phases(spec.model.device)
+    progress(0, 1, "loading the model")
+    with phases.measure("load"):
+        loaded = load_stored(source, spec.model.dtype, spec.model.device)
+        evaluations = [prepare(evaluation, loaded) for evaluation in spec.evaluations]
+    method, setting, nominal_bits = stored_format(source)
+    key = spec.quantization_key(loaded.sha256)
+    metrics = []
+    for evaluation in evaluations:
+        label = evaluation.label
+        with phases.measure("evaluate"):
+            metrics.append(
+                measure(evaluation, loaded, key, partial(_labelled, progress, label), fresh=fresh)
+            )  # fmt: skip
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "environment": environment_record(),
+        "model": loaded.as_record(),
+        "method": {
+            "name": method,
+            "options": {"setting": setting},
+            "provenance": {"paper": "", "code": "stored checkpoint", "parity": "read by its own library"},
+        },
+        "data": {"calibration": None, "evaluations": [evaluation.data_record() for evaluation in evaluations]},
+        "metrics": metrics,
+        "reference": None,
+        "ledger": stored_size(source, loaded.model.config).as_ledger(nominal_bits),
+        "layers": [],
+        "phases": phases.measured,
+        "quantization": {"key": key, "from_cache": False, "file_bytes": None},
+        "warnings": [],
+    }
+
+
+def _labelled(progress: Callable[[int, int, str], None], what: str, done: int, total: int) -> None:
+    progress(done, total, what)
