@@ -34,6 +34,9 @@ from kernels.errors import InputError
 from kernels.layouts import PackedWeight, layout_class
 from kernels.linear import PackedLinear
 
+# Numbers that are compared at once when a tensor is narrowed.
+_PART = 1 << 20
+
 
 @register_quantization_config(QUANT_METHOD)
 class SagebenchConfig(QuantizationConfigMixin):
@@ -184,6 +187,8 @@ def narrow_unquantized(model: Any) -> dict[str, Tensor]:
 def _narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     for narrow in (dtype, torch.float16, torch.bfloat16) if tensor.is_floating_point() else ():
         candidate = tensor.to(narrow)
-        if torch.equal(candidate.to(tensor.dtype), tensor):
+        # Part by part: widening all of an embedding again would take more memory than the packed layers do.
+        parts = zip(candidate.reshape(-1).split(_PART), tensor.reshape(-1).split(_PART), strict=True)
+        if all(torch.equal(part.to(tensor.dtype), original) for part, original in parts):
             return candidate
     return tensor

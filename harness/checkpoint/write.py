@@ -61,8 +61,7 @@ def write_checkpoint(
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"
             (scratch / name).write_text(text, encoding="utf-8")
         write_sums(scratch)
-        _sync(scratch)
-        scratch.chmod(0o777 & ~_umask())
+        _finish(scratch)
         if folder.exists():
             folder.rmdir()
         scratch.rename(folder)
@@ -99,16 +98,14 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _sync(folder: Path) -> None:
+def _finish(folder: Path) -> None:
+    """Everything on disk, with the permissions that open() would have given it."""
+    umask = os.umask(0)
+    os.umask(umask)
     for path in (*folder.iterdir(), folder):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

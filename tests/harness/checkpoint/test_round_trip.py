@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -17,6 +20,7 @@ from harness.models.load import load_model
 from kernels.linear import PackedLinear
 from methods.registry import method_names
 
+ROOT = Path(__file__).resolve().parents[3]
 every_method = pytest.mark.parametrize("name", method_names())
 
 
@@ -182,3 +186,40 @@ def test_smollm2_is_saved_and_reloaded_to_the_bit(name, smollm2, save, monkeypat
     files = sum(file.stat().st_size for file in weight_files(saved.folder))
     assert abs(files / saved.record["ledger"]["total_bytes"] - 1) < 0.005
     shutil.rmtree(saved.folder)
+
+
+# Loads and saves a checkpoint; prints the peak resident memory above that of before, in the size of the model.
+MEASURE = """
+import sys, torch, harness
+from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama  # code is no part of what is measured
+
+def resident(kind):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(lines[kind].split()[0])
+
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+loading = resident("VmHWM") - before
+open("/proc/self/clear_refs", "w").write("5")
+model.save_pretrained(sys.argv[2])
+saving = resident("VmHWM") - before
+size = sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+print(loading / size, saving / size)
+"""
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks cannot be measured one by one here")
+def test_loading_and_saving_take_little_more_memory_than_the_packed_model(smollm2, save, monkeypatch, tmp_path):
+    model, tokens = smollm2
+    monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "cache"))
+    saved = save("rtn", model, tokens=tokens, width=64, dtype="float16")
+    command = [sys.executable, "-c", MEASURE, str(saved.folder), str(tmp_path / "again")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loading, saving = map(float, done.stdout.split()[-2:])
+    assert 0.1 < loading <= 1.3
+    assert 0.1 < saving <= 1.3
+    first, second = (folder / "model.safetensors" for folder in (saved.folder, tmp_path / "again"))
+    assert first.read_bytes() == second.read_bytes()
