@@ -7,13 +7,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from kernels.cache import cache_root
 from kernels.errors import InputError
 
 
 def cache_folder(*parts: str) -> Path:
     """The folder `parts` below the cache; created if need be."""
-    root = os.environ.get("SAGEBENCH_CACHE")
-    folder = (Path(root).expanduser() if root else Path.home() / ".cache" / "sagebench").joinpath(*parts)
+    folder = cache_root().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,7 @@ import torch
 
 from harness.catalog import ModelEntry, find_task, models
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import STORED, EvaluationSpec, RunSpec, ZeroShotSpec
+from harness.spec import STORED, QualitySpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -39,7 +39,7 @@ def estimate(spec: RunSpec) -> Estimate:
     parameters, weights = _sizes(spec.model.name)
     speed = _operations_per_second(spec.model.device, spec.model.dtype)
     seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
-    for evaluation in spec.evaluations:
+    for evaluation in spec.quality:
         seconds += _ATTENTION_SHARE * 2 * parameters * _tokens(evaluation) / speed
     memory = parameters * _BYTES[spec.model.dtype] + 1_500_000_000
     if torch.device(spec.model.device).type != "cpu" and memory > available_memory(spec.model.device):
@@ -57,7 +57,7 @@ def estimate(spec: RunSpec) -> Estimate:
     return Estimate(seconds, memory)
 
 
-def _tokens(evaluation: EvaluationSpec) -> int:
+def _tokens(evaluation: QualitySpec) -> int:
     """Tokens that go through the model for one evaluation."""
     if isinstance(evaluation, ZeroShotSpec):
         task = find_task(evaluation.task)

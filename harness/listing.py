@@ -28,6 +28,7 @@ def _methods() -> Table:
         options = ", ".join(f"{name}={field.default}" for name, field in method.config.model_fields.items())
         source = method.provenance
         code = f"{source.code} (reconstruction)" if source.reconstruction else source.code
+        code = f"{code}; {source.remark}" if source.remark else code
         table.add_row(method.name, source.paper, code, source.parity, options)
     return table
 

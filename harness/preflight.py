@@ -33,7 +33,8 @@ def check_output(out: Path, store: RecordStore) -> None:
 def check_methods(plan: Plan, store: RecordStore) -> None:
     """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens."""
     for spec in plan.runs:
-        if store.load(spec.key) is None and spec.method.name != STORED:
+        synthetic = any(getattr(part, "synthetic", False) for part in spec.evaluations)
+        if store.load(spec.key) is None and spec.method.name != STORED and not synthetic:
             check_method(spec)
 
 

@@ -79,5 +79,9 @@ def _measured(entry: dict[str, Any]) -> str:
     """One measurement in a few words."""
     if entry["metric"] == "zeroshot":
         return f"{entry['dataset']} {entry['value']:.1f} %"
+    if entry["metric"] == "decode":
+        return f"{entry['value']:.1f} tokens/s"
+    if entry["metric"] == "memory":
+        return f"{entry['value'] / 1e6:.1f} MB resident"
     name = "KL" if entry["metric"] == "divergence" else entry["metric"]
     return f"{name} {entry['dataset']} {entry['value']:.3f}"

@@ -6,8 +6,8 @@ The model that is measured afterwards holds exactly what the packed tensors deco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from harness.calibration import BlockStream
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
-from methods import LayerContext, LayerStatistics, QuantizationMethod
+from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
 from methods.hessian import proxy_loss
 
 # Called with (steps done, steps in all, what is being done).
@@ -79,16 +79,21 @@ def quantize_model(
     if windows is None and method.needs != "nothing":
         raise InputError(f"method {method.name!r} needs calibration text")
     blocks = find_blocks(model)
-    stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
+    plans: Mapping[str, Any] = {}
+    if windows is not None and method.surveys:
+        plans = method.plan_model(_survey(model, blocks, windows, bring))
+    stream = None
+    if windows is not None and method.needs != "nothing":
+        stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
     result = QuantizedModel({}, [])
     for index, block in enumerate(blocks.blocks):
         bring(block)
         layers = len(block_linears(blocks.blocks[index]))
         steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, layers)
         if stream is not None and method.needs == "block":
-            _quantize_block(blocks, index, method, stream, result, steps)
+            _quantize_block(blocks, index, method, stream, result, steps, plans)
         else:
-            _quantize_layers(blocks, index, method, stream, result, steps)
+            _quantize_layers(blocks, index, method, stream, result, steps, plans)
     progress(1, 1, "done")
     return result
 
@@ -145,6 +150,7 @@ def _quantize_layers(
     stream: BlockStream | None,
     result: QuantizedModel,
     steps: _Steps,
+    plans: Mapping[str, Any],
 ) -> None:
     """Layer by layer; the next block sees the outputs of the quantized block."""
     statistics: dict[str, LayerStatistics] = {}
@@ -152,7 +158,7 @@ def _quantize_layers(
         statistics = stream.collect(index, method.needs, steps.inputs)
     linears = block_linears(blocks.blocks[index])
     for done, (name, linear) in enumerate(linears.items(), start=1):
-        context = LayerContext(blocks.name(index, name), index, len(blocks.blocks))
+        context = _context(blocks, index, name, plans)
         seen = statistics.get(name)
         start = time.perf_counter()
         try:
@@ -176,12 +182,15 @@ def _quantize_block(
     stream: BlockStream,
     result: QuantizedModel,
     steps: _Steps,
+    plans: Mapping[str, Any],
 ) -> None:
-    """The whole block at once; the next block sees the outputs of the unquantized block."""
+    """The whole block at once; the next block sees the outputs that the method's `stream` says."""
     block = blocks.blocks[index]
+    outputs = None if method.stream == "quantized" else stream.outputs(index, steps.inputs)
     view = stream.view(index)
-    outputs = stream.outputs(index, steps.inputs)
-    contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
+    if method.stream == "both":
+        view = replace(view, targets=outputs)
+    contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)
     seconds = (time.perf_counter() - start) / len(view.linears)
@@ -191,16 +200,44 @@ def _quantize_block(
     for name, linear in view.linears.items():
         target = found.targets.get(name, linear.weight)
         packed, context = found.packed[name], contexts[name]
-        result.layers.append(_log(method, target, packed, None, seconds, context))
+        result.layers.append(_log(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
         _put(linear, packed)
-    stream.hidden = outputs
     steps.layer(len(view.linears), "layers")
+    if outputs is not None and method.stream == "unquantized":
+        stream.hidden = outputs
+    elif index + 1 < len(blocks.blocks):
+        stream.unquantized = outputs
+        stream.advance(index, steps.outputs)
+
+
+def _context(blocks: Blocks, index: int, name: str, plans: Mapping[str, Any]) -> LayerContext:
+    full = blocks.name(index, name)
+    return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full))
+
+
+def _survey(
+    model: nn.Module, blocks: Blocks, windows: Tensor, bring: Callable[[nn.Module], None]
+) -> dict[str, LayerSurvey]:
+    """All layers as the unquantized model feeds them, for methods that plan for the whole model."""
+    stream = BlockStream(model, blocks, windows)
+    survey = {}
+    for index, block in enumerate(blocks.blocks):
+        bring(block)
+        for name, seen in stream.collect(index, "hessian").items():
+            linear = stream.view(index).linears[name]
+            trace = float(seen.hessian.diagonal().sum(dtype=torch.float64))
+            survey[blocks.name(index, name)] = LayerSurvey(linear.out_features, linear.in_features, trace)
+        stream.advance(index)
+    return survey
 
 
 def _put(linear: nn.Linear, packed: PackedWeight) -> None:
+    """The decoded weight into the model; and where the format quantizes activations, their rounding in front of it."""
     with torch.no_grad():
         linear.weight.copy_(packed.decode(linear.weight.dtype))
+    if packed.rounds_inputs:
+        linear.register_forward_pre_hook(lambda _, args: (packed.round_inputs(args[0]), *args[1:]))
 
 
 def _log(

@@ -22,6 +22,7 @@ from harness.evaluations import (
 )
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
+from harness.metrics.weight_distribution import weight_distribution
 from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
@@ -74,14 +75,15 @@ def run(
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
-        evaluations = [prepare(evaluation, loaded) for evaluation in spec.evaluations]
-        calibration = _calibration(spec, method, loaded)
+        evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
+        calibration = calibration_text(spec, method, loaded)
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
             with phases.measure("reference"):
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
-    quantized, origin = _quantize(spec, method, loaded, calibration, phases, fresh, progress)
+    distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
+    quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
@@ -108,6 +110,7 @@ def run(
         "reference": reference_entry,
         "ledger": build_ledger(loaded.model, quantized, origin["file_bytes"]),
         "layers": [layer.as_record() for layer in quantized.layers],
+        **({} if distributions is None else {"weights": distributions}),
         "phases": phases.measured,
         "quantization": origin,
         "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
@@ -117,11 +120,16 @@ def run(
     return record
 
 
+def _distributions(loaded: LoadedModel) -> dict[str, Any]:
+    """How the weights of each layer are distributed: a property of the model, so its own record alone holds it."""
+    return {name: weight_distribution(linear.weight) for name, linear in model_linears(loaded.model).items()}
+
+
 def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
+def calibration_text(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
     if method.needs == "nothing":
         return None
     if spec.calibration is None:
@@ -138,7 +146,7 @@ def _calibration(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel)
 def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
     """Beyond its positions a model fails, or its numbers mean nothing."""
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    parts = (*spec.evaluations, spec.calibration)
+    parts = (*spec.quality, spec.calibration)
     asked = [part.context for part in parts if part is not None and not isinstance(part, ZeroShotSpec)]
     if positions is not None and max(asked, default=0) > positions:
         raise InputError(
@@ -147,7 +155,7 @@ def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
         )
 
 
-def _quantize(
+def quantize_or_load(
     spec: RunSpec,
     method: QuantizationMethod,
     loaded: LoadedModel,

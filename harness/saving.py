@@ -111,7 +111,7 @@ def parse_options(given: list[str]) -> dict[str, Any]:
 
 
 def _is_kept(spec: RunSpec) -> bool:
-    return spec.method.name not in (UNQUANTIZED, STORED)
+    return spec.method.name not in (UNQUANTIZED, STORED) and bool(spec.quality)
 
 
 def _unmeasured(spec: RunSpec) -> RunSpec:

@@ -79,8 +79,36 @@ class DivergenceSpec(Spec):
     """Checksum of the text, where it comes from a local file."""
 
 
+class RuntimeSpec(Spec):
+    """How the packed weights are run, for the metrics that measure running rather than quality."""
+
+    runtime: Literal["resident", "banded", "dense"] = "resident"
+    """resident: all packed weights on the device. banded: the paper's section 3.4, index planes in host memory and
+    bands of layers prefetched. dense: weights decoded once."""
+    band: int | None = Field(None, ge=1)
+    """Layers a band, banded runtime only; None for one."""
+    batch: int = Field(1, ge=1)
+    prompt: int = Field(128, ge=1)
+    """Tokens of the prompt."""
+    tokens: int = Field(64, ge=2)
+    """Tokens generated after it, a round."""
+    synthetic: bool = False
+    """The model's shapes with random packed weights: time and memory do not depend on their values."""
+
+
+class DecodeSpec(RuntimeSpec):
+    metric: Literal["decode"] = "decode"
+    rounds: int = Field(7, ge=1)
+    """Timed rounds of each arm, in turns with the other arms, after a warm-up."""
+
+
+class MemorySpec(RuntimeSpec):
+    metric: Literal["memory"] = "memory"
+
+
 # What a run measures, told apart by `metric`. The JSON form of a perplexity evaluation is part of every old key.
-EvaluationSpec = Annotated[PerplexitySpec | ZeroShotSpec | DivergenceSpec, Field(discriminator="metric")]
+QualitySpec = PerplexitySpec | ZeroShotSpec | DivergenceSpec
+EvaluationSpec = Annotated[QualitySpec | DecodeSpec | MemorySpec, Field(discriminator="metric")]
 
 
 class RunSpec(Spec):
@@ -95,6 +123,11 @@ class RunSpec(Spec):
     def key(self) -> str:
         """16 hex digits that identify the spec."""
         return _hash(self.model_dump(mode="json"))
+
+    @property
+    def quality(self) -> tuple[QualitySpec, ...]:
+        """What is measured of the model's outputs; running it (decode, memory) has a runner of its own."""
+        return tuple(part for part in self.evaluations if not isinstance(part, RuntimeSpec))
 
     def quantization_key(self, *facts: str) -> str:
         """A key for the quantized weights alone: what is measured on them does not matter.

@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from kernels.errors import InputError
 from kernels.layouts.base import PackedWeight, layout_class
+from kernels.products import has_kernel, kernel_product
 
 # (inputs [..., in_features], packed [out_features, in_features], bias [out_features] or None) ->
 # [..., out_features], in the dtype of the inputs.
@@ -30,7 +31,7 @@ def decode_and_multiply(inputs: Tensor, packed: PackedWeight, bias: Tensor | Non
 
 def pick_product(inputs: Tensor, packed: PackedWeight) -> Product:
     """The function that multiplies `inputs` by `packed`: the one place that chooses between kernels."""
-    return decode_and_multiply
+    return kernel_product if has_kernel(inputs, packed) else decode_and_multiply
 
 
 class PackedLinear(nn.Module):

@@ -26,6 +26,12 @@ _BUILTIN: dict[str, str] = {
     "binary": "methods.binary:Binary",
     "pb-llm": "methods.pb_llm:PbLlm",
     "billm": "methods.billm:Billm",
+    "slim-llm": "methods.slim_llm:SlimLlm",
+    "slim-llm-plus": "methods.slim_llm:SlimLlmPlus",
+    "mg-ptq": "methods.mg_ptq:MgPtq",
+    "cmpq": "methods.cmpq:Cmpq",
+    "aptq": "methods.aptq:Aptq",
+    "micromix": "methods.micromix:MicroMix",
     "sage-ptq": "methods.sage_ptq:SagePtq",
 }
 _registered: dict[str, type[QuantizationMethod]] = {}

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,7 +221,17 @@ def tensor_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
 
 
 def open_gguf(path: Path) -> Any:
-    """A GGUF reader. Raises InputError for a file that is not GGUF or is cut short."""
+    """A GGUF reader. Raises InputError for a file that is not GGUF or is cut short.
+
+    The last file stays open as long as its size and time stay the same: reading its vocabulary takes seconds, and
+    every row of a table asks.
+    """
+    found = path.stat()
+    return _open_gguf(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _open_gguf(path: Path, size: int, changed: int) -> Any:
     from gguf import GGUFReader
 
     try:
