@@ -17,6 +17,7 @@ from harness.calibration import BlockStream
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
+from kernels.linear import put_decoded
 from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
 from methods.hessian import proxy_loss
 
@@ -108,7 +109,7 @@ def install(model: nn.Module, quantized: QuantizedModel) -> None:
         packed = quantized.packed[name]
         if packed.shape != tuple(linear.weight.shape):
             raise InputError(f"layer {name}: packed {packed.shape}, model {tuple(linear.weight.shape)}")
-        _put(linear, packed)
+        put_decoded(linear, packed)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in quantized.folded.items():
@@ -169,7 +170,7 @@ def _quantize_layers(
         hessian = None if seen is None else seen.hessian
         result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
+        put_decoded(linear, packed)
         steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
         stream.advance(index, steps.outputs)
@@ -202,7 +203,7 @@ def _quantize_block(
         packed, context = found.packed[name], contexts[name]
         result.layers.append(_log(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
+        put_decoded(linear, packed)
     steps.layer(len(view.linears), "layers")
     if outputs is not None and method.stream == "unquantized":
         stream.hidden = outputs
@@ -230,14 +231,6 @@ def _survey(
             survey[blocks.name(index, name)] = LayerSurvey(linear.out_features, linear.in_features, trace)
         stream.advance(index)
     return survey
-
-
-def _put(linear: nn.Linear, packed: PackedWeight) -> None:
-    """The decoded weight into the model; and where the format quantizes activations, their rounding in front of it."""
-    with torch.no_grad():
-        linear.weight.copy_(packed.decode(linear.weight.dtype))
-    if packed.rounds_inputs:
-        linear.register_forward_pre_hook(lambda _, args: (packed.round_inputs(args[0]), *args[1:]))
 
 
 def _log(

@@ -60,7 +60,7 @@ def run_stored(
     progress(0, 1, "loading the model")
     with phases.measure("load"):
         loaded = load_stored(source, spec.model.dtype, spec.model.device)
-        evaluations = [prepare(evaluation, loaded) for evaluation in spec.evaluations]
+        evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
     method, setting, nominal_bits = stored_format(source)
     key = spec.quantization_key(loaded.sha256)
     metrics = []

@@ -34,6 +34,14 @@ def pick_product(inputs: Tensor, packed: PackedWeight) -> Product:
     return kernel_product if has_kernel(inputs, packed) else decode_and_multiply
 
 
+def put_decoded(linear: nn.Linear, packed: PackedWeight) -> None:
+    """The decoded weight into a dense layer; where the format quantizes activations too, their rounding before it."""
+    with torch.no_grad():
+        linear.weight.copy_(packed.decode(linear.weight.dtype))
+    if packed.rounds_inputs:
+        linear.register_forward_pre_hook(lambda _, args: (packed.round_inputs(args[0]), *args[1:]))
+
+
 class PackedLinear(nn.Module):
     """y = x W^T + b with W packed; x [..., in_features] of any float dtype, y [..., out_features] of the same.
 
@@ -73,14 +81,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         packed = self.packed
+        if packed.rounds_inputs:
+            inputs = packed.round_inputs(inputs)
         return pick_product(inputs, packed)(inputs, packed, self.bias)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """A dense layer with the decoded weight, in `dtype`, on the same device."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.packed.decode(dtype), requires_grad=False)
+        packed = self.packed
+        device = next(iter(packed.tensors().values())).device
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, dtype=dtype)
+        linear.to_empty(device=device).requires_grad_(False)
+        put_decoded(linear, packed)
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+            linear.bias.copy_(self.bias)
         return linear
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
