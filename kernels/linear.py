@@ -33,8 +33,19 @@ def pick_product(inputs: Tensor, packed: PackedWeight) -> Product:
     return kernel_product if has_kernel(inputs, packed) else decode_and_multiply
 
 
+def round_inputs_of(linear: nn.Linear, packed: PackedWeight) -> None:
+    """Round the inputs of `linear`, a dense layer that holds the decoded weight, as `packed` does."""
+    if not packed.rounds_inputs:
+        return
+    if not hasattr(linear, "rounding"):  # a second time: one rounding is enough
+        linear.register_forward_pre_hook(lambda module, args: (module.rounding.round_inputs(args[0]), *args[1:]))
+    linear.rounding = packed  # type: ignore[assignment]
+
+
 class PackedLinear(nn.Module):
     """y = x W^T + b with W packed; x [..., in_features] of any float dtype, y [..., out_features] of the same.
+
+    x is rounded first where the format quantizes activations too.
 
     Build one with `from_packed`; or from a layout, its metadata and tensors on the meta device, to be loaded later:
     `packed` checks the buffers when it is first used.
@@ -70,6 +81,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         packed = self.packed
+        inputs = packed.round_inputs(inputs)
         return pick_product(inputs, packed)(inputs, packed, self.bias)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
@@ -78,6 +90,7 @@ class PackedLinear(nn.Module):
         linear.weight = nn.Parameter(self.packed.decode(dtype), requires_grad=False)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+        round_inputs_of(linear, self.packed)
         return linear
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
