@@ -1,5 +1,5 @@
-"""The command line: `sagebench run | decode | memory | list | report | compare`, and the scripts:
-`scripts/reproduce.py`, which is `sagebench run`, and `scripts/export_figures.py`.
+"""The command line `sagebench`, and the scripts: `scripts/reproduce.py`, which is `sagebench run`, and
+`scripts/export_figures.py`.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130 interrupted.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.checkpoint import commands as checkpoint
 from harness.paper_items import experiment_of, experiments_of_paper
 from kernels.errors import InputError
 
@@ -21,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|decode|memory|list|report|compare")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|quantize|list|report|...")
     _add_run_arguments(verbs.add_parser("run", help="reproduce tables and figures of the paper"))
     _add_runtime_arguments(verbs.add_parser("decode", help="tokens per second of packed models, beside dense ones"))
     _add_runtime_arguments(verbs.add_parser("memory", help="memory of decoding with packed models"))
+    checkpoint.add_commands(verbs, _add_shared_arguments)
     listing = verbs.add_parser("list", help="show what is there")
     listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
     report = verbs.add_parser("report", help="tables, figures and report.html again from records, running nothing")
@@ -109,14 +111,12 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_shared_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", type=int, metavar="N", help="a table of the paper")
     what.add_argument("--figure", type=int, metavar="N", help="a figure of the paper")
     what.add_argument("--all", action="store_true", help="every table and figure of the paper")
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
-    parser.add_argument(
-        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
-    )
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
@@ -129,6 +129,21 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--divergence", action="store_true", help="measure KL from the unquantized model beside perplexity"
     )
     parser.add_argument(
+        "--synthetic", action="store_true", help="table 5: random weights of the model's shapes, nothing is downloaded"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
+    parser.add_argument("--save", action="store_true", help="keep packed checkpoints in checkpoints/ below --out")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+    _add_engine_arguments(parser.add_argument_group("many runs at once"))
+
+
+def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides the quantized weights, whether they are measured or kept."""
+    parser.add_argument(
+        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
+    )
+    parser.add_argument(
         "--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)"
     )
     parser.add_argument("--calibration-samples", type=int, metavar="N", help="calibration samples")
@@ -139,14 +154,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reparameterize", action="store_true", help="take the weights off the grid of an already quantized source"
     )
-    parser.add_argument(
-        "--synthetic", action="store_true", help="table 5: random weights of the model's shapes, nothing is downloaded"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
-    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
-    _add_engine_arguments(parser.add_argument_group("many runs at once"))
 
 
 def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
@@ -185,6 +193,10 @@ def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.verb == "run":
         return _run(arguments)
+    if arguments.verb in checkpoint.VERBS:
+        if arguments.verb == "quantize":
+            _check_seed(arguments.seed)
+        return checkpoint.run_command(arguments)
     if arguments.verb in ("decode", "memory"):
         from harness.runtime.command import run_command
 

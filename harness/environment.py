@@ -61,7 +61,9 @@ def quantization_fingerprint() -> str:
 @cache
 def code_fingerprint() -> str:
     """The same over everything that a measurement depends on: quantization, metrics, the ledger and the runner."""
-    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py")]
+    files = [
+        _ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py", "stored.py")
+    ]
     for folder in ("metrics", "zeroshot"):
         files += (_ROOT / "harness" / folder).rglob("*.py")
     return _hash_files(files, quantization_fingerprint())

@@ -15,7 +15,7 @@ import torch
 from harness.catalog import ModelEntry, find_task, models
 from harness.memory import available_memory
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
+from harness.spec import STORED, ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -46,6 +46,8 @@ def estimate(spec: RunSpec) -> Estimate:
     if memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
         # The largest models of the catalogue have 60 blocks and more.
         memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + _PROCESS_BYTES
+    if spec.method.name == STORED:
+        return Estimate(seconds, memory)
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
     if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:

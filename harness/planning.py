@@ -13,7 +13,7 @@ from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import fingerprint, is_local, resolve_model
+from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
 from harness.runtime.architecture import catalogued
@@ -29,6 +29,7 @@ from harness.spec import (
     RunSpec,
     ZeroShotSpec,
 )
+from harness.stored import plan_stored
 from harness.zeroshot.tasks import task_data, task_source
 from kernels.errors import InputError, did_you_mean
 from methods import create_method
@@ -112,6 +113,11 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
         model, family = _model_spec(name, choices, profile, experiment)
+        if stored := None if choices.synthetic else plan_stored(model, evaluations):
+            plan.runs.append(stored.run)
+            planned.append(stored.row)
+            if not stored.can_be_quantized:
+                continue
         reference = None
         if evaluations:  # what runs are compared by; speed and memory stand for themselves
             reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
@@ -156,6 +162,16 @@ def _models_of(experiment: Experiment, profile: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys(here)) or profile.models
 
 
+def plan_quantization(name: str, method: str, options: dict[str, Any], choices: Choices) -> RunSpec:
+    """A run that quantizes model `name` and measures nothing. Raises InputError as `plan_table` does."""
+    profile_name = choose_profile(choices.profile)
+    profile = load_profile(profile_name)
+    model, family = _model_spec(name, choices, profile)
+    require_unquantized(resolve_model(name))
+    calibration = _calibration(choices, profile, profile_name)
+    return _run_spec(method, {**profile.options.get(method, {}), **options}, model, family, calibration, ())
+
+
 def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
     """What the table is about, as the claims call it: corpora, or tasks."""
     if experiment.metric == "accuracy":
@@ -177,11 +193,13 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     return [row for row in experiment.rows if not methods or row.method in methods]
 
 
-def _model_spec(name: str, choices: Choices, profile: Profile, experiment: Experiment) -> tuple[ModelSpec, str]:
+def _model_spec(
+    name: str, choices: Choices, profile: Profile, experiment: Experiment | None = None
+) -> tuple[ModelSpec, str]:
     device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     # A GPU-less machine computes in half precision at a crawl or not at all; what it decodes with is 16 bits wide.
-    on_cpu = "bfloat16" if experiment.decode else "float32"
+    on_cpu = "bfloat16" if experiment is not None and experiment.decode else "float32"
     dtype = choices.dtype or (on_cpu if device == "cpu" else profile.dtype)
     if choices.synthetic:
         catalogued(name)  # raises for a model whose shapes are not known

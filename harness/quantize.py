@@ -19,9 +19,10 @@ from harness.calibration import BlockStream
 from harness.determinism import seed_everything
 from harness.layer_log import Arguments, LayerLog, log_layer
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
-from harness.models.placement import Placement, put_linear
+from harness.models.placement import Placement
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
+from kernels.linear import put_decoded
 from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
 
 # Called with (steps done, steps in all, what is being done).
@@ -198,7 +199,7 @@ def _quantize_layers(
         hessian = None if seen is None else seen.hessian
         result.layers.append(log_layer(method, linear.weight, packed, hessian, seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        put_linear(linear, packed)
+        put_decoded(linear, packed)
         steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
         stream.advance(index, steps.outputs)
@@ -233,7 +234,7 @@ def _quantize_block(
         packed, context = found.packed[name], contexts[name]
         result.layers.append(log_layer(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        put_linear(linear, packed)
+        put_decoded(linear, packed)
     steps.layer(len(view.linears), "layers")
     if outputs is not None and method.stream == "unquantized":
         stream.hidden = outputs

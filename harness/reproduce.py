@@ -17,6 +17,7 @@ from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import draw_plan, plan_path, render_page, render_plan
+from harness.saving import save_finished
 from harness.spec import RunSpec
 from harness.sweep import shard, sweep
 from kernels.errors import InputError, did_you_mean
@@ -47,7 +48,11 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
         plan.table.save(plan_path(arguments.out, plan.table.name))
     references = {key: reference for plan in plans for key, reference in plan.references.items()}
     runs = _runs(plans) if arguments.shard is None else shard(_runs(plans), references, arguments.shard)
-    outcome = sweep(runs, references, store, TerminalReporter(console), fresh=arguments.fresh, engine=engine)
+    reporter = TerminalReporter(console)
+    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine)
+    if arguments.save:
+        for folder in save_finished(arguments.out, runs, store, reporter, renew=outcome.done):
+            console.print(f"saved: {folder}", markup=False, soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
     paths = []

@@ -28,12 +28,15 @@ from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import QuantizedEntry, run_conditions
-from harness.spec import RunSpec, ZeroShotSpec
+from harness.spec import STORED, RunSpec, ZeroShotSpec
+from harness.stored import run_stored
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
+# Called with a model, what is installed in it, and the record of the run.
+Keep = Callable[[LoadedModel, QuantizedModel, dict[str, Any]], None]
 
 UNQUANTIZED = "fp16"
 _ANCHOR_TOLERANCE = 0.02
@@ -49,12 +52,16 @@ def run(
     reference: dict[str, Any] | None = None,
     fresh: bool = False,
     progress: Progress = lambda done, total, what: None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Carry out `spec` and return its record (without key and date, which the store adds).
 
-    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
+    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached. keep:
+    called at the end with the quantized model and the record, for whoever wants to store it.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
+    if spec.method.name == STORED:
+        return run_stored(spec, fresh=fresh, progress=progress)
     method = create_method(spec.method.name, **spec.method.options)
     seed_everything(method.config.seed)
     prefer_deterministic_kernels(spec.model.device)
@@ -90,7 +97,7 @@ def run(
         with phases.measure("evaluate"):
             metrics.append(measure(evaluation, loaded, origin["key"], steps, fresh=fresh))
     reference_entry = _compare(spec, metrics, reference)
-    return {
+    record = {
         "spec": spec.model_dump(mode="json"),
         "environment": environment_record(),
         "model": loaded.as_record(),
@@ -112,6 +119,9 @@ def run(
         "quantization": origin,
         "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
     }
+    if keep is not None:
+        keep(loaded, quantized, record)
+    return record
 
 
 def _distributions(loaded: LoadedModel) -> dict[str, Any]:

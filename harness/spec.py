@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Part of every key: raise it when a change makes earlier results wrong or incomparable.
 SPEC_VERSION = 1
+# In place of a method's name: the model is measured as it is stored.
+STORED = "stored"
 
 
 class Spec(BaseModel):

@@ -24,6 +24,7 @@ from harness.models.source import (
     download,
     fingerprint,
     open_gguf,
+    require_unquantized,
     resolve_model,
     source_precision,
     tensor_shapes,
@@ -85,10 +86,11 @@ def load_model(
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what matters is checked here and said in one line
     source = download(resolve_model(name))
+    require_unquantized(source)
     sha256, precision = fingerprint(source), source_precision(source)
-    folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    folder = convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
     model: Any
-    unquantized = torch.bfloat16 if precision.format == "BF16" else torch.float16
+    unquantized = DTYPES[precision.unquantized_dtype]
     size = _weights(folder) * DTYPES[dtype].itemsize
     if size > WEIGHT_SHARE * available_memory("cpu"):
         if reparameterized:
@@ -167,7 +169,7 @@ def _round_unquantized(model: Any, dtype: torch.dtype) -> None:
             parameter.copy_(round_to_stored(name, parameter, dtype))
 
 
-def _convert_gguf(path: Path, sha256: str) -> Path:
+def convert_gguf(path: Path, sha256: str) -> Path:
     """The GGUF file as a dense float32 folder in the cache. Reading GGUF takes half a minute, the folder a second."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.models.blocks import Blocks, block_linears, find_blocks
 from kernels.layouts import PackedWeight
+from kernels.linear import put_decoded
 
 # Share of the device's free memory that weights may take: activations and logits need the rest.
 WEIGHT_SHARE = 0.8
@@ -42,20 +43,10 @@ def put(block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[st
     """Copy decoded weights and folded parameters into `block`."""
     linears = block_linears(block)
     for name, weight in packed.items():
-        put_linear(linears[name], weight)
+        put_decoded(linears[name], weight)
     parameters = dict(block.named_parameters())
     for name, tensor in folded.items():
         parameters[name].copy_(tensor)
-
-
-@torch.no_grad()
-def put_linear(linear: nn.Linear, packed: PackedWeight) -> None:
-    """Copy the decoded weight into `linear`; where the format quantizes activations, round them in front of it too."""
-    linear.weight.copy_(packed.decode(linear.weight.dtype))
-    if packed.rounds_inputs:
-        if not hasattr(linear, "rounding"):  # put a second time: one rounding is enough
-            linear.register_forward_pre_hook(lambda module, args: (module.rounding.round_inputs(args[0]), *args[1:]))
-        linear.rounding = packed  # type: ignore[assignment]
 
 
 class OneBlockAtATime(Placement):

@@ -189,7 +189,8 @@ class RecordView:
         if remark:
             found.append(remark)
         precision = _mapping(self._record, "model", "source_precision")
-        if precision.get("quantized") is True and not self.reparameterized:
+        as_stored = _mapping(self._record, "spec", "method").get("name") == "stored"  # no method saw these weights
+        if precision.get("quantized") is True and not self.reparameterized and not as_stored:
             found.append(_quantized_source_note(precision))
         warnings = self._record.get("warnings")
         if isinstance(warnings, list) and warnings:

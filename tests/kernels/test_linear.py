@@ -33,7 +33,8 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_outputs_are_those_of_the_decoded_weight(name, bias, dtype):
     packed = WEIGHTS[name]
-    inputs, added = torch.randn(2, 5, 20).to(dtype), torch.randn(6).to(dtype) if bias else None
+    # More vectors than kernels answer for: they add up in another order.
+    inputs, added = torch.randn(2, 10, 20).to(dtype), torch.randn(6).to(dtype) if bias else None
     layer = PackedLinear.from_packed(packed, added)
     assert torch.equal(layer(inputs), F.linear(inputs, packed.decode(dtype), added))
     assert torch.equal(layer.to_linear(dtype)(inputs), layer(inputs))
@@ -71,3 +72,18 @@ def test_replaced_buffers_are_checked_again():
     layer.permutation = torch.zeros(20, dtype=torch.int16)
     with pytest.raises(InputError, match="permutation"):
         layer(torch.randn(1, 20))
+
+
+def test_a_format_of_activations_rounds_them_packed_and_dense():
+    class Rounding(DenseWeight):
+        layout = "rounding-for-a-test"
+        rounds_inputs = True
+
+        def round_inputs(self, x):
+            return x.round()
+
+    packed, inputs = Rounding(torch.randn(6, 20)), torch.randn(3, 20)
+    expected = F.linear(inputs.round(), packed.decode())
+    layer = PackedLinear.from_packed(packed)
+    assert torch.equal(layer(inputs), expected)
+    assert torch.equal(layer.to_linear(torch.float32)(inputs), expected)
