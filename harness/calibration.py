@@ -10,7 +10,7 @@ so no model family needs a driver of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -46,6 +46,17 @@ class BlockStream:
     @property
     def samples(self) -> int:
         return self.hidden.shape[0]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must keep for the blocks that are left."""
+        beside = {} if self.unquantized is None else {"unquantized": self.unquantized}
+        return {"hidden": self.hidden, **beside}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.hidden = state["hidden"].to(self.hidden)
+        if self.unquantized is not None:
+            self.unquantized = state["unquantized"].to(self.hidden)
 
     def view(self, index: int) -> BlockView:
         """Block `index` with the activations in front of it."""

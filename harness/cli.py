@@ -48,6 +48,42 @@ def reproduce(argv: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _run(parser.parse_args(argv)))
 
 
+def check_regression(argv: Sequence[str] | None = None) -> int:
+    """The script `check_regression.py`."""
+    parser = _Parser(prog="check_regression.py", description="Compare every method with its baseline.")
+    parser.add_argument(
+        "--baseline", type=Path, default=Path("results/baselines/smollm2.json"), help="(results/baselines/smollm2.json)"
+    )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
+    parser.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
+    return _guarded(lambda: _check_regression(parser.parse_args(argv)))
+
+
+def _check_regression(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rich.console import Console
+
+    from harness import regression
+    from harness.report.regression import show_checks, write_junit
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    baseline = regression.load_baseline(arguments.baseline)
+
+    def watch(name: str) -> None:
+        console.print(f"measuring {name}", markup=False)
+
+    if arguments.update:
+        regression.save_baseline(arguments.baseline, regression.update(baseline, arguments.methods, watch))
+        console.print(f"written: {arguments.baseline}", markup=False)
+        return 0
+    checks = regression.check(baseline, arguments.methods, watch)
+    show_checks(checks, console)
+    if arguments.junit is not None:
+        write_junit(arguments.junit, checks, arguments.baseline.stem)
+    return 1 if any(check.problem for check in checks) else 0
+
+
 def export_figures(argv: Sequence[str] | None = None) -> int:
     """The script `export_figures.py`."""
     from harness.report.figures.style import VENUES, WIDTHS
@@ -99,6 +135,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--save", action="store_true", help="keep packed checkpoints in checkpoints/ below --out")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+    _add_engine_arguments(parser.add_argument_group("many runs at once"))
 
 
 def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +155,17 @@ def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         "--reparameterize", action="store_true", help="take the weights off the grid of an already quantized source"
     )
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
+
+
+def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="N runs at a time, each in its own process")
+    group.add_argument("--threads", type=int, metavar="T", help="threads of a run (default: its share of the cores)")
+    group.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the runs (array jobs)")
+    group.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
+    group.add_argument("--address", metavar="A", help="of the Ray cluster: auto, host:port or ray://host:port")
+    group.add_argument("--gpus-per-run", type=float, metavar="G", help="GPUs that Ray gives a run (1 on CUDA)")
+    group.add_argument("--memory-per-run", type=float, metavar="GB", help="memory that Ray reserves for a run")
+    group.add_argument("--retries", type=int, metavar="N", help="tries after a run's process died (1; with Ray 3)")
 
 
 def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,7 +53,8 @@ def quantization_fingerprint() -> str:
     Part of the key under which quantized weights are cached: an edited method never meets its old weights.
     """
     files = [*(_ROOT / "kernels").rglob("*.py"), *(_ROOT / "methods").rglob("*.py")]
-    files += [_ROOT / "harness" / name for name in ("calibration.py", "quantize.py", "corpora.py")]
+    names = ("calibration.py", "quantize.py", "layer_log.py", "determinism.py", "corpora.py")
+    files += [_ROOT / "harness" / name for name in names]
     return _hash_files([*files, *(_ROOT / "harness" / "models").rglob("*.py")])
 
 

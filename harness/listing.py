@@ -18,6 +18,11 @@ def show(what: str, console: Console | None = None) -> None:
         what
     ]()
     console.print(table)
+    if what == "methods":
+        from methods.registry import broken_methods
+
+        for problem in broken_methods().values():
+            console.print(f"not usable: {problem}", markup=False, soft_wrap=True)
 
 
 def _methods() -> Table:

@@ -13,7 +13,7 @@ from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import fingerprint, require_unquantized, resolve_model
+from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
 from harness.runtime.architecture import catalogued
@@ -104,7 +104,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
-    names = tuple(dict.fromkeys(choices.models)) or (experiment.models if profile.models == "paper" else profile.models)
+    names = tuple(dict.fromkeys(choices.models)) or _models_of(experiment, profile)
     rows = _chosen_rows(experiment, choices.methods)
     evaluations, remarks = _evaluations(experiment, choices, profile, sources)
     # Calibration text is a means, not a result: the embedded profile takes its own sample even where the hub is there.
@@ -131,7 +131,8 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
                 continue
             measured = (*evaluations, *_runtime_evaluations(experiment, row, choices.synthetic))
             options = {**profile.options.get(row.method, {}), **row.options}
-            spec = _run_spec(row.method, options, model, family, calibration, measured)
+            seeded = calibration if row.seed is None else calibration.model_copy(update={"seed": row.seed})
+            spec = _run_spec(row.method, options, model, family, seeded, measured)
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
             if reference is not None:
@@ -151,6 +152,14 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
         figures=experiment.figures,
     )
     return plan
+
+
+def _models_of(experiment: Experiment, profile: Profile) -> tuple[str, ...]:
+    """The experiment's models; where the profile replaces those of the papers, still those that are here already."""
+    if profile.models == "paper":
+        return experiment.models
+    here = (name for name in experiment.models if is_local(name))
+    return tuple(dict.fromkeys(here)) or profile.models
 
 
 def plan_quantization(name: str, method: str, options: dict[str, Any], choices: Choices) -> RunSpec:

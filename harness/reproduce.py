@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from harness.claims import load_claims
+from harness.engines.choice import choose_engine
 from harness.estimate import estimate
 from harness.experiments import load_experiment
 from harness.planning import Choices, NothingToMeasureError, Plan, plan_table
@@ -19,11 +17,9 @@ from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import draw_plan, plan_path, render_page, render_plan
-from harness.runner import run
-from harness.runtime.runner import run_runtime
-from harness.saving import run_and_save, save_finished
+from harness.saving import save_finished
 from harness.spec import RunSpec
-from harness.sweep import sweep
+from harness.sweep import shard, sweep
 from kernels.errors import InputError, did_you_mean
 from methods.registry import method_names
 
@@ -42,20 +38,23 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
         return 0
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
+    engine = choose_engine(arguments)
+    # Ray's nodes are elsewhere, and Ray knows their memory.
+    force = arguments.force or arguments.engine == "ray"
     for plan in plans:
         check_methods(plan, store)
-        check_memory(plan, store, asked_for=bool(arguments.model), force=arguments.force)
+        check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
     references = {key: reference for plan in plans for key, reference in plan.references.items()}
-    runs, reporter = _runs(plans), TerminalReporter(console)
-    execute = partial(_execute, arguments.out if arguments.save else None)
-    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, execute=execute)
+    runs = _runs(plans) if arguments.shard is None else shard(_runs(plans), references, arguments.shard)
+    reporter = TerminalReporter(console)
+    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine)
     if arguments.save:
-        for folder in save_finished(arguments.out, runs, store, reporter):
+        for folder in save_finished(arguments.out, runs, store, reporter, renew=outcome.done):
             console.print(f"saved: {folder}", markup=False, soft_wrap=True)
     for warning in outcome.warnings:
-        console.print(f"warning: {warning}", markup=False, style="yellow")
+        console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
     paths = []
     for plan in plans:
         paths += render_plan(plan.table, arguments.out, console)
@@ -64,16 +63,8 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     for path in paths:
         console.print(f"written: {path}", markup=False)
     for line in outcome.errors.values():
-        console.print(f"failed: {line}", markup=False, style="red")
+        console.print(f"failed: {line}", markup=False, style="red", soft_wrap=True)
     return 1 if outcome.failed else 0
-
-
-def _execute(save_to: Path | None, spec: RunSpec, **more: Any) -> dict[str, Any]:
-    """Carry out a run by the runner of what it measures: a model's outputs, or how it runs. save_to: where the
-    checkpoint of a quantized model is kept, None if it is not."""
-    if not spec.quality:
-        return run_runtime(spec, **more)
-    return run(spec, **more) if save_to is None else run_and_save(save_to, spec, **more)
 
 
 def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Plan]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,13 @@ def checkpoint_folder(out: Path, key: str) -> Path:
     return out / "checkpoints" / key
 
 
-def run_and_save(out: Path, spec: RunSpec, **how: Any) -> dict[str, Any]:
-    """As `runner.run`, with the checkpoint kept below `out`; a model that is there already is not kept again."""
-    return run(spec, keep=_keep(out, spec) if _is_kept(spec) else None, **how)
-
-
-def save_finished(out: Path, runs: Iterable[RunSpec], store: RecordStore, reporter: Reporter) -> list[Path]:
+def save_finished(
+    out: Path, runs: Iterable[RunSpec], store: RecordStore, reporter: Reporter, renew: Collection[str] = ()
+) -> list[Path]:
     """Folders of all quantized runs that are finished; a checkpoint that is not there yet is made, without measuring.
 
-    The weights come from the cache of quantized weights, or are made again.
+    renew: keys of runs that were just carried out; a checkpoint of an earlier time is made again. The weights come from
+    the cache of quantized weights, or are made again.
     """
     folders = []
     for spec in runs:
@@ -45,9 +44,14 @@ def save_finished(out: Path, runs: Iterable[RunSpec], store: RecordStore, report
         if record is None or not _is_kept(spec):
             continue
         folder = checkpoint_folder(out, spec.key)
-        if not folder.exists():
+        if spec.key in renew or not folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
             reporter.begin(spec, 1, 1)
-            run(_unmeasured(spec), keep=_keep(out, spec, record), progress=reporter.progress)
+            run(
+                spec.model_copy(update={"evaluations": ()}),
+                keep=_keep(folder, record),
+                progress=partial(reporter.progress, spec),
+            )
             reporter.end(spec, "saved", None)
         folders.append(folder)
     return folders
@@ -81,7 +85,7 @@ def quantize(arguments: argparse.Namespace) -> int:
         write_checkpoint(arguments.out, loaded, quantized, keyed, arguments.max_shard_size)
 
     try:
-        record = run(spec, fresh=arguments.fresh, progress=reporter.progress, keep=keep)
+        record = run(spec, fresh=arguments.fresh, progress=partial(reporter.progress, spec), keep=keep)
     except (NoOpError, NumericalError) as error:
         reporter.end(spec, "failed", None)
         print(f"failed: {error}", file=sys.stderr)
@@ -114,16 +118,10 @@ def _is_kept(spec: RunSpec) -> bool:
     return spec.method.name not in (UNQUANTIZED, STORED) and bool(spec.quality)
 
 
-def _unmeasured(spec: RunSpec) -> RunSpec:
-    return spec.model_copy(update={"evaluations": ()})
-
-
-def _keep(out: Path, spec: RunSpec, finished: dict[str, Any] | None = None) -> Keep:
-    """Writes the checkpoint of `spec` with its record, or with the one that is `finished` already."""
+def _keep(folder: Path, finished: dict[str, Any]) -> Keep:
+    """Writes a checkpoint with the record of the run that is `finished`."""
 
     def keep(loaded: Any, quantized: Any, record: dict[str, Any]) -> None:
-        folder = checkpoint_folder(out, spec.key)
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier time: the run has just been repeated
-        write_checkpoint(folder, loaded, quantized, finished or {"key": spec.key, **record})
+        write_checkpoint(folder, loaded, quantized, finished)
 
     return keep

@@ -39,7 +39,9 @@ def put_decoded(linear: nn.Linear, packed: PackedWeight) -> None:
     with torch.no_grad():
         linear.weight.copy_(packed.decode(linear.weight.dtype))
     if packed.rounds_inputs:
-        linear.register_forward_pre_hook(lambda _, args: (packed.round_inputs(args[0]), *args[1:]))
+        if not hasattr(linear, "rounding"):  # put a second time: one rounding is enough
+            linear.register_forward_pre_hook(lambda module, args: (module.rounding.round_inputs(args[0]), *args[1:]))
+        linear.rounding = packed  # type: ignore[assignment]
 
 
 class PackedLinear(nn.Module):

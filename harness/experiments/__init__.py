@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.experiments.grid import expand
 from harness.report.figures import DRAWINGS
 from kernels.errors import InputError, did_you_mean
 from methods.validation import explain
@@ -20,7 +21,8 @@ class _Data(BaseModel):
 
 class Row(_Data):
     """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it.
-    runtime: how it is run where speed is measured, options of harness.spec.DecodeSpec."""
+    runtime: how it is run where speed is measured, options of harness.spec.DecodeSpec. seed: of its calibration and its
+    method, in place of the command line's; see grid.py."""
 
     method: str
     setting: str
@@ -28,6 +30,7 @@ class Row(_Data):
     options: dict[str, Any] = {}
     note: str = ""
     ours: bool = False
+    seed: int | None = None
     runtime: dict[str, Any] = {}
 
 
@@ -118,6 +121,6 @@ def _parse(text: str, where: str) -> Experiment:
     if not isinstance(content, dict):
         raise InputError(f"{where} must hold name, item, title, metric, corpora or tasks, models and rows")
     try:
-        return Experiment.model_validate(content)
+        return Experiment.model_validate(expand(content, where))
     except ValidationError as error:
         raise InputError(f"{where}: {explain(error, Experiment)}") from None

@@ -84,6 +84,15 @@ def resolve_model(name: str) -> ModelSource:
     )
 
 
+def is_local(name: str) -> bool:
+    """True if model `name` is a folder, a GGUF file, or an asset of the catalogue: nothing of it lies on the hub."""
+    entry = models().get(name.lower())
+    if entry is not None:
+        return entry.asset is not None
+    path = Path(name).expanduser()
+    return path.suffix == ".gguf" or path.is_dir()
+
+
 def download(source: ModelSource) -> ModelSource:
     """A hub model as a local folder: configuration, tokenizer and safetensors, nothing that could be executed."""
     if source.kind != "hub":
@@ -135,7 +144,11 @@ def _shards(folder: Path) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(f"{index} names {name!r}; a shard must be a .safetensors file in the same folder")
+        return names
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is damaged ({error})") from error
 

@@ -21,6 +21,7 @@ from harness.checkpoint.description import QUANT_METHOD
 from harness.checkpoint.read import packed_weights, verify_checkpoint
 from harness.models.blocks import model_linears
 from harness.models.load import DTYPES, LoadedModel, convert_gguf
+from harness.models.placement import Placement
 from harness.models.source import ModelSource, SourcePrecision, fingerprint, open_gguf
 from kernels.errors import InputError
 from kernels.layouts.base import Role
@@ -114,7 +115,7 @@ def load_stored(source: ModelSource, dtype: str, device: str) -> LoadedModel:
     bits = 8 * sum(size.payload.values()) / size.weights
     precision = SourcePrecision(True, method, round(bits, 3), f"{method} {setting}, as stored")
     parameters = size.weights + size.other // 2
-    return LoadedModel(model, tokenizer, source, sha256, precision, parameters)
+    return LoadedModel(model, tokenizer, source, sha256, precision, parameters, Placement())
 
 
 def _load(source: ModelSource, folder: Path, dtype: torch.dtype, device: str) -> Any:

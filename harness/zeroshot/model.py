@@ -21,7 +21,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
-from harness.estimate import available_memory
+from harness.memory import available_memory
 
 # Tokens of contexts that go through the model at once: beyond this nothing is gained.
 _TOKENS = {"cpu": 1024, "cuda": 16384}

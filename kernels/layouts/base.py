@@ -72,6 +72,12 @@ class PackedWeight(ABC):
         Products are formed in float32 from the stored constants and rounded once, to `dtype`.
         """
 
+    def check_content(self) -> None:  # noqa: B027 - most layouts decode whatever their codes are
+        """Raise InputError if the stored values cannot have been packed; called once, where a file is read.
+
+        `from_tensors` checks names, dtypes and sizes alone: it is called wherever a weight moves.
+        """
+
     def round_inputs(self, x: Tensor) -> Tensor:
         """The layer's inputs `x` [..., in_features] as its multiplication sees them, same shape and dtype.
 
