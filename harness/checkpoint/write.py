@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from harness.assets import sha256_of
 from harness.cache import require_space
 from harness.checkpoint.description import FORMAT
 from harness.checkpoint.quantizer import SagebenchConfig, SagebenchQuantizer
+from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.models.load import LoadedModel
+from harness.models.placement import Placement
 from harness.quantize import QuantizedModel
 from kernels.errors import InputError
 from kernels.linear import PackedLinear
@@ -52,7 +56,7 @@ def write_checkpoint(
     """
     check_target(folder, max_shard_size)
     require_space(folder.parent, int(record["ledger"]["total_bytes"]) + _FURTHER_BYTES, "the checkpoint")
-    pack_model(loaded.model, quantized, record["method"], loaded.precision.unquantized_dtype)
+    pack_model(loaded.model, quantized, record["method"], loaded.precision.unquantized_dtype, loaded.placement)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         loaded.model.save_pretrained(scratch, max_shard_size=max_shard_size)
@@ -69,18 +73,32 @@ def write_checkpoint(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def pack_model(model: Any, quantized: QuantizedModel, method: Mapping[str, Any], unquantized_dtype: str) -> None:
+def pack_model(
+    model: Any,
+    quantized: QuantizedModel,
+    method: Mapping[str, Any],
+    unquantized_dtype: str,
+    placement: Placement | None = None,
+) -> None:
     """Replace the quantized linear layers of `model` by packed ones, and make `save_pretrained` write them.
 
-    method: "name" and "options", for the configuration. unquantized_dtype: "float16" or "bfloat16". Raises InputError
-    if a layer is not there.
+    method: "name" and "options", for the configuration. unquantized_dtype: "float16" or "bfloat16". placement: brings
+    blocks that come one at a time. Raises InputError if packed layers and the model's are not the same.
     """
-    for name, packed in quantized.packed.items():
-        try:
-            linear = model.get_submodule(name)
-        except AttributeError:
-            raise InputError(f"packed layer {name} is not in {type(model).__name__}") from None
-        model.set_submodule(name, PackedLinear.from_packed(packed, linear.bias))
+    blocks = find_blocks(model)
+    if unknown := sorted(quantized.packed.keys() ^ model_linears(model).keys()):
+        raise InputError(f"packed weights and model differ in their layers, first in {unknown[0]}")
+    kept: dict[str, Tensor] = {}
+    for index, block in enumerate(blocks.blocks):
+        if placement is not None:
+            placement.bring(block)
+        for name, linear in block_linears(block).items():
+            block.set_submodule(name, PackedLinear.from_packed(quantized.packed[blocks.name(index, name)], linear.bias))
+        # The next block may take this one's place; what is left of it, norms and biases, is small.
+        kept |= {blocks.name(index, name): tensor.detach().clone() for name, tensor in block.named_parameters()}
+    for name, tensor in kept.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
     config = SagebenchConfig(
         format=FORMAT,
         method=method["name"],

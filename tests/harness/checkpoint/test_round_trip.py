@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.checkpoint.files import weight_files
 from harness.checkpoint.read import load_checkpoint, verify_checkpoint
+from harness.cli import main
+from harness.models import load
 from harness.models.load import load_model
 from kernels.linear import PackedLinear
 from methods.registry import method_names
@@ -128,6 +130,24 @@ def test_tied_weights_are_stored_once(save, tmp_path):
     loaded = load_checkpoint(saved.folder)
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
     assert torch.equal(logits(loaded, saved.tokens), saved.packed_logits)
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_a_model_that_is_streamed_from_disk_is_saved_to_the_same_bytes(
+    method, tiny_folder, corpus_file, tmp_path, monkeypatch
+):
+    folders = [tmp_path / "whole", tmp_path / "streamed"]
+    for folder in folders:
+        monkeypatch.setenv("SAGEBENCH_CACHE", str(folder) + "-cache")
+        command = ["quantize", "--model", str(tiny_folder), "--method", method, "--out", str(folder)]
+        command += ["--option", "group_size=32", "--calibration-corpus", str(corpus_file), "--context", "32"]
+        assert (
+            main([*command, "--calibration-samples", "4", "--profile", "embedded", "--device", "cpu", "--force"]) == 0
+        )
+        monkeypatch.setattr(load, "available_memory", lambda device: 1000)
+    places = [json.loads((folder / "record.json").read_text())["model"]["placement"] for folder in folders]
+    assert places == ["whole", "streamed from disk"]
+    assert same_tensors(*map(stored, folders))
 
 
 def test_what_is_not_quantized_is_stored_in_16_bits(pristine):
