@@ -47,7 +47,9 @@ def packed_weights(folder: Path) -> Iterator[tuple[str, PackedWeight]]:
         for name, layer in description.layers.items():
             tensors = {key: where[f"{name}.{key}"].get_tensor(f"{name}.{key}") for key in contents.layers[name]}
             try:
-                yield name, layout_class(layer.layout).from_tensors(tensors, layer.metadata)
+                weight = layout_class(layer.layout).from_tensors(tensors, layer.metadata)
+                weight.check_content()
+                yield name, weight
             except InputError as error:
                 raise InputError(f"{folder}: layer {name}: {error}") from None
 
