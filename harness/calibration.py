@@ -40,6 +40,8 @@ class BlockStream:
         self._device = next(model.parameters()).device
         self._arguments = _block_arguments(model, self._blocks, windows[:1].to(self._device))
         self.hidden = _embed(model, self._blocks[0], windows, self._device)
+        self.original: Tensor | None = None
+        """The same activations in the unquantized model, for methods that look at both."""
 
     @property
     def samples(self) -> int:
@@ -48,7 +50,7 @@ class BlockStream:
     def view(self, index: int) -> BlockView:
         """Block `index` with the activations in front of it."""
         block = self._blocks[index]
-        return BlockView(block, self.hidden, *self._arguments[index], block_linears(block))
+        return BlockView(block, self.hidden, *self._arguments[index], block_linears(block), self.original)
 
     @torch.no_grad()
     def collect(self, index: int, needs: Needs, progress: Progress = lambda done: None) -> dict[str, LayerStatistics]:

@@ -17,7 +17,7 @@ from harness.calibration import BlockStream
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
-from methods import LayerContext, LayerStatistics, QuantizationMethod
+from methods import LayerContext, LayerStatistics, ModelView, QuantizationMethod
 from methods.hessian import proxy_loss
 
 # Called with (steps done, steps in all, what is being done).
@@ -80,12 +80,16 @@ def quantize_model(
         raise InputError(f"method {method.name!r} needs calibration text")
     blocks = find_blocks(model)
     stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
+    if stream is not None and method.needs == "streams":
+        stream.original = stream.hidden.clone()
+    progress(0, 1, "planning")
+    method.plan(ModelView(model, model_linears(model), None if stream is None else windows))
     result = QuantizedModel({}, [])
     for index, block in enumerate(blocks.blocks):
         bring(block)
         layers = len(block_linears(blocks.blocks[index]))
         steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, layers)
-        if stream is not None and method.needs == "block":
+        if stream is not None and method.needs in ("block", "streams"):
             _quantize_block(blocks, index, method, stream, result, steps)
         else:
             _quantize_layers(blocks, index, method, stream, result, steps)
@@ -177,10 +181,10 @@ def _quantize_block(
     result: QuantizedModel,
     steps: _Steps,
 ) -> None:
-    """The whole block at once; the next block sees the outputs of the unquantized block."""
+    """The whole block at once; the next block sees the outputs of the unquantized block, or of both."""
     block = blocks.blocks[index]
     view = stream.view(index)
-    outputs = stream.outputs(index, steps.inputs)
+    outputs = stream.outputs(index, steps.inputs) if stream.original is None else None
     contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)
@@ -194,8 +198,12 @@ def _quantize_block(
         result.layers.append(_log(method, target, packed, None, seconds, context))
         result.packed[context.name] = packed.to("cpu")
         _put(linear, packed)
-    stream.hidden = outputs
     steps.layer(len(view.linears), "layers")
+    if outputs is not None:
+        stream.hidden = outputs
+    elif index + 1 < len(blocks.blocks):
+        stream.original = found.original_outputs
+        stream.advance(index, steps.outputs)
 
 
 def _put(linear: nn.Linear, packed: PackedWeight) -> None:

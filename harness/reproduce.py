@@ -16,6 +16,7 @@ from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import plan_path, render_plan
 from harness.sweep import sweep
+from kernels.errors import InputError
 
 
 def run_experiment(name: str, arguments: argparse.Namespace) -> int:
@@ -51,6 +52,7 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         tasks=tuple(part for entry in arguments.tasks for part in entry.split(",") if part),
         windows=arguments.windows,
         limit=arguments.limit,
+        budgets=_budgets(arguments.budgets),
         divergence=arguments.divergence,
         context=arguments.context,
         calibration_samples=arguments.calibration_samples,
@@ -60,6 +62,13 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         seed=arguments.seed,
         reparameterize=arguments.reparameterize,
     )
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",") if part))
+    except ValueError:
+        raise InputError(f"--budgets {text}: bits per weight with commas between, such as 1.6,2.2,3.15") from None
 
 
 def _show_plan(plan: Plan, store: RecordStore, console: Console) -> None:

@@ -15,11 +15,13 @@ from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 from kernels.layouts.base import SCALE_DTYPES
 from methods.block import BlockResult, BlockView
+from methods.model import ModelView
 from methods.statistics import LayerStatistics
 
 # What calibration collects for a method: nothing, the Hessian of each layer's inputs, the inputs themselves as well, or
-# whole decoder blocks with the activations in front of them (such a method implements `quantize_block`).
-Needs = Literal["nothing", "hessian", "inputs", "block"]
+# whole decoder blocks with the activations in front of them (such a method implements `quantize_block`): those of the
+# unquantized model ("block"), or those of the quantized and of the unquantized one ("streams").
+Needs = Literal["nothing", "hessian", "inputs", "block", "streams"]
 
 
 class MethodConfig(BaseModel):
@@ -79,6 +81,12 @@ class QuantizationMethod(ABC):
         """What `quantize_linear` reads from its statistics; calibration collects just that."""
         return "nothing"
 
+    @property
+    def calibration_corpus(self) -> str | None:
+        """The corpus that this method calibrates on whatever the user chose, "self" being the model's own text; or
+        None."""
+        return None
+
     def check_shape(self, out_features: int, in_features: int) -> None:  # noqa: B027 - most methods take any shape
         """Raise InputError if a weight of this shape cannot be quantized with this config; called before a run."""
 
@@ -92,12 +100,18 @@ class QuantizationMethod(ABC):
         Raises InputError for a weight that holds NaN or infinity, and for statistics that are missing or do not fit.
         """
 
+    def plan(self, view: ModelView) -> None:  # noqa: B027 - most methods know all they need from one layer
+        """Look at the whole unquantized model before its first layer is quantized; changes nothing in it.
+
+        For methods that share a budget over all layers. A method whose `plan` was not called works too.
+        """
+
     @abstractmethod
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """Bits per weight of one quantized matrix, counted as the method's paper counts."""
 
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
-        """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block".
+        """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block" or "streams".
 
         May change unquantized parameters of the block in place (scales folded into a norm) as long as the unquantized
         function stays the same; it names them in its result. contexts: one for each layer of `view.linears`.

@@ -27,6 +27,7 @@ _BUILTIN: dict[str, str] = {
     "pb-llm": "methods.pb_llm:PbLlm",
     "billm": "methods.billm:Billm",
     "sage-ptq": "methods.sage_ptq:SagePtq",
+    "sage-x": "methods.sage_x:SageX",
 }
 _registered: dict[str, type[QuantizationMethod]] = {}
 

@@ -18,7 +18,8 @@ class _Data(BaseModel):
 
 
 class Row(_Data):
-    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it."""
+    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it.
+    budgets: one row for each budget of the experiment, as the method's option `budget`."""
 
     method: str
     setting: str
@@ -26,10 +27,12 @@ class Row(_Data):
     options: dict[str, Any] = {}
     note: str = ""
     ours: bool = False
+    budgets: bool = False
 
 
 class Experiment(_Data):
-    """A table of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every caption."""
+    """A table of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every caption.
+    budgets: bits per weight for the rows that have one budget each."""
 
     name: str
     item: str
@@ -39,6 +42,7 @@ class Experiment(_Data):
     tasks: tuple[str, ...] = ()
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
+    budgets: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -48,7 +52,27 @@ class Experiment(_Data):
             raise ValueError(f"{wanted}=[]: a table of {self.metric} needs at least one")
         if getattr(self, other):
             raise ValueError(f"{other}={list(getattr(self, other))}: a table of {self.metric} has none")
+        if any(row.budgets for row in self.rows) and not self.budgets:
+            raise ValueError("budgets=[]: a row wants one run for each budget")
         return self
+
+    def with_budgets(self, budgets: tuple[float, ...]) -> Experiment:
+        """This experiment with a row for each of `budgets` (its own if none are given) where a row asks for them.
+
+        Raises InputError for budgets where no row asks for them.
+        """
+        if budgets and not any(row.budgets for row in self.rows):
+            raise InputError(f"--budgets: no row of {self.name} has a budget")
+        rows: list[Row] = []
+        for row in self.rows:
+            rows += [_at_budget(row, budget) for budget in budgets or self.budgets] if row.budgets else [row]
+        return self.model_copy(update={"rows": tuple(rows)})
+
+
+def _at_budget(row: Row, budget: float) -> Row:
+    setting = row.setting.replace("{budget}", f"{budget:g}")
+    options = {**row.options, "budget": budget}
+    return row.model_copy(update={"setting": setting, "options": options, "budgets": False})
 
 
 class CalibrationDefaults(_Data):

@@ -7,6 +7,7 @@ from kernels.layouts.dense import DenseWeight
 from kernels.layouts.files import load_packed, save_packed
 from kernels.layouts.partial_binary import PartialBinaryWeight
 from kernels.layouts.residual_binary import ResidualBinaryWeight
+from kernels.layouts.trellis import TrellisWeight
 from kernels.layouts.uniform import UniformWeight
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PartialBinaryWeight",
     "ResidualBinaryWeight",
     "Role",
+    "TrellisWeight",
     "UniformWeight",
     "layout_class",
     "load_packed",
