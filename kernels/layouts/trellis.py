@@ -189,20 +189,25 @@ def _new_bits(length: int, rate_class: int) -> int:
 
 def _streams(codes: Tensor, rate_class: int) -> Tensor:
     """codes [columns, m] of one class -> their streams [columns, bytes], uint8."""
+    row, shift = (part.to(codes.device) for part in _stream_bits(codes.shape[1], rate_class))
+    octets = ((codes[:, row] >> shift) & 1).view(codes.shape[0], -1, 8)
+    places = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    return (octets << places).sum(dim=2, dtype=torch.int32).to(torch.uint8)
+
+
+@cache
+def _stream_bits(rows: int, rate_class: int) -> tuple[Tensor, Tensor]:
+    """For each bit of a column's stream the row that it comes from, int64, and its place in the row's code, uint8."""
     widths = WIDTHS[rate_class]
-    starts = segment_starts(codes.shape[1])
-    parts = []
-    for start, stop in itertools.pairwise(starts):
-        bits = [
-            (codes[:, start + t] >> (widths[t % len(widths)] - 1 - place)) & 1
-            for t in range(stop - start)
-            for place in range(widths[t % len(widths)])
-        ]
-        padding = [torch.zeros_like(bits[0])] * (-len(bits) % 8)
-        octets = torch.stack([*bits, *padding], dim=1).view(codes.shape[0], -1, 8)
-        places = torch.arange(8, dtype=torch.uint8, device=codes.device)
-        parts.append((octets << places).sum(dim=2, dtype=torch.int32).to(torch.uint8))
-    return torch.cat(parts, dim=1)
+    sources: list[tuple[int, int]] = []
+    for start, stop in itertools.pairwise(segment_starts(rows)):
+        for t in range(stop - start):
+            width = widths[t % len(widths)]
+            sources += [(start + t, width - 1 - place) for place in range(width)]
+        # Whole bytes: codes have at most 7 bits, so that bit 7 is a zero.
+        sources += [(start, 7)] * (-len(sources) % 8)
+    row, shift = zip(*sources, strict=True)
+    return torch.tensor(row), torch.tensor(shift, dtype=torch.uint8)
 
 
 def _states(streams: Tensor, rows: int, rate_class: int) -> Tensor:

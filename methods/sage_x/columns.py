@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class ColumnEncoder:
         self.scale_codes = torch.full((len(classes),), 255, dtype=torch.uint8)
         self._class_of = classes.tolist()
         self._starts = torch.tensor(segment_starts(rows))
-        self._factors = scale_factors()
+        self._factors = scale_factors().tolist()
 
     def begin_column(self, column: int, columns: WorkingColumns) -> None:
         """Nothing is shared between columns."""
@@ -28,32 +30,40 @@ class ColumnEncoder:
         """Encode one column, now `values` [m]; returns what it decodes to, still rotated."""
         if self._class_of[column] == 0:
             return torch.zeros_like(values)
-        codes, scale_codes, found = self._encode(values[None].cpu(), self._class_of[column])
-        self.codes[column], self.scale_codes[column] = codes[0], scale_codes[0]
-        return found[0].to(values)
+        targets = values.cpu()
+        scale = self._factors[nearest_scale(float(targets.square().mean()) ** 0.5)]
+        codes, found = encode_segments(targets / scale, self._starts, self._class_of[column])
+        # These codes are the nearest for this scale; the scale that is best for these codes may be a neighbour.
+        best = nearest_scale(float(targets @ found) / float(found @ found))
+        self.codes[column], self.scale_codes[column] = codes, best
+        return (found * self._factors[best]).to(values)
 
     def encode_all(self, target: Tensor) -> None:
         """Encode every column of `target` [m, n] by itself, all columns of a class at once."""
         for rate_class in self.classes.unique().tolist():
             if rate_class:
-                members = self.classes == rate_class
-                found = self._encode(target.T[members.to(target.device)].cpu(), rate_class)
-                self.codes[members], self.scale_codes[members] = found[:2]
+                members = (self.classes == rate_class).nonzero()[:, 0]
+                self._encode_class(members, target.T[members.to(target.device)].cpu(), rate_class)
 
-    def _encode(self, values: Tensor, rate_class: int) -> tuple[Tensor, Tensor, Tensor]:
-        """values [k, m] -> codes [k, m], scale codes [k], decoded values [k, m]."""
+    def _encode_class(self, members: Tensor, values: Tensor, rate_class: int) -> None:
+        """values: [k, m], the columns `members` [k]."""
         count, rows = values.shape
-        scale = nearest_scale(values.square().mean(dim=1).sqrt())
-        targets = values / self._factors[scale.long()][:, None]
-        offsets = torch.arange(count)[:, None] * rows
-        starts = torch.cat([(offsets + self._starts[:-1]).view(-1), torch.tensor([count * rows])])
-        codes, found = encode_segments(targets.view(-1), starts, rate_class)
-        codes, found = codes.view(count, rows), found.view(count, rows)
-        # These codes are the nearest for this scale; the scale that is best for these codes may be a neighbour.
-        best = nearest_scale((values * found).sum(dim=1) / found.square().sum(dim=1))
-        return codes, best, found * self._factors[best.long()][:, None]
+        scales = torch.tensor([self._factors[nearest_scale(size)] for size in _sizes(values)])
+        starts = torch.cat(
+            [(torch.arange(count)[:, None] * rows + self._starts[:-1]).view(-1), self._starts[-1:] * count]
+        )
+        codes, found = encode_segments((values / scales[:, None]).view(-1), starts, rate_class)
+        found = found.view(count, rows)
+        ratios = (values * found).sum(dim=1) / found.square().sum(dim=1)
+        self.codes[members] = codes.view(count, rows)
+        self.scale_codes[members] = torch.tensor([nearest_scale(ratio) for ratio in ratios.tolist()], dtype=torch.uint8)
 
 
-def nearest_scale(sizes: Tensor) -> Tensor:
-    """The codes of the column scales nearest to `sizes`, on a logarithmic scale: uint8."""
-    return (-SCALE_STEPS * sizes.clamp_min(1e-30).log2()).round().clamp(0, 255).to(torch.uint8)
+def nearest_scale(size: float) -> int:
+    """The code of the column scale nearest to `size`, on a logarithmic scale."""
+    return min(max(round(-SCALE_STEPS * math.log2(max(size, 1e-30))), 0), 255)
+
+
+def _sizes(columns: Tensor) -> list[float]:
+    """The root mean square of each of `columns` [k, m]."""
+    return columns.square().mean(dim=1).sqrt().tolist()

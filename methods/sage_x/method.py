@@ -73,6 +73,7 @@ class SageX(QuantizationMethod):
 
     def plan(self, view: ModelView) -> None:
         without = self._recipe.without
+        self._budgets, self._sensitivity = {}, {}
         if self.config.mode == "weights-only" or {"allocation", "weighting"} <= without:
             return
         self._sensitivity = measure(view, self.config.seed)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import InputError
 from methods.block import BlockView
 from methods.hessian import accumulate, damped
 
@@ -57,6 +58,7 @@ class Original:
                 inputs = inputs or [[] for _ in groups]
                 for kept, names in zip(inputs, groups, strict=True):
                     kept.append(_flat(first[names[0]]))
+        _check_all_tokens(view, groups, inputs)
         return cls(tuple(groups), tuple(inputs), outputs)
 
 
@@ -133,6 +135,17 @@ def _grouped(seen: list[tuple[str, Tensor]]) -> list[tuple[str, ...]]:
         else:
             known.append(name)
     return [tuple(names) for _, names in groups]
+
+
+def _check_all_tokens(view: BlockView, groups: list[tuple[str, ...]], inputs: list[list[Tensor]]) -> None:
+    """Raise InputError for a block whose layers do not all see every token once (a mixture of experts)."""
+    odd = set(view.linears) - {name for names in groups for name in names}
+    samples, tokens = view.hidden.shape[:2]
+    for names, kept in zip(groups, inputs, strict=True):
+        if [len(x) for x in kept] != [tokens] * samples:
+            odd.update(names)
+    if odd:
+        raise InputError(f"method 'sage-x' needs layers that see every token once; {sorted(odd)[0]} does not")
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import InputError
 from methods.hessian import accumulate
 from methods.model import ModelView
 
@@ -96,6 +97,8 @@ class _Probe:
     def result(self) -> dict[str, Sensitivity]:
         found = {}
         for name, weights in self._weights.items():
+            if not weights:
+                raise InputError(f"layer {name} received no calibration tokens; use more --calibration-samples")
             token_weights = torch.stack(weights)
             total = float(token_weights.sum()) or 1.0
             found[name] = Sensitivity(

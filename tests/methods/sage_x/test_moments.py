@@ -4,6 +4,7 @@ import pytest
 import small_block
 import torch
 
+from kernels.errors import InputError
 from methods.sage_x.moments import GroupMoments, Original, group_moments, watching
 
 
@@ -95,6 +96,12 @@ def test_later_groups_see_what_the_earlier_ones_have_become(view):
     view.linears["gate"].weight.mul_(0.5)
     after = group_moments(view, original, 1, None)
     assert not torch.allclose(before.hessian, after.hessian, rtol=0.05)
+
+
+def test_a_layer_that_does_not_see_every_token_is_refused(view):
+    view.block.forward = lambda x: x + view.block.down(torch.nn.functional.silu(view.block.gate(x)))
+    with pytest.raises(InputError, match="needs layers that see every token once; up does not"):
+        Original.of(view)
 
 
 def test_watching_leaves_no_hooks(view):
