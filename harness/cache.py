@@ -7,13 +7,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from kernels.cache import cache_root
 from kernels.errors import InputError
 
 
 def cache_folder(*parts: str) -> Path:
     """The folder `parts` below the cache; created if need be."""
-    root = os.environ.get("SAGEBENCH_CACHE")
-    folder = (Path(root).expanduser() if root else Path.home() / ".cache" / "sagebench").joinpath(*parts)
+    folder = cache_root().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,11 +61,11 @@ def prune(keep: Path, marker: str, limit: float) -> None:
 
 
 def _last_used(marker: Path) -> float:
-    """Time of last use; 0 for an entry that another process has just removed, or never finished."""
-    try:
-        return marker.stat().st_mtime
-    except OSError:
-        return 0.0
+    """Time of last use, or of the last file of an entry that is not finished yet; 0 if it has just been removed."""
+    for path in (marker, marker.parent):
+        with suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0
 
 
 def _size(folder: Path) -> int:

@@ -38,7 +38,7 @@ def environment_record() -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "git": git_state(),
         "code": code_fingerprint(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -54,14 +54,17 @@ def quantization_fingerprint() -> str:
     """
     kinds = ("*.py", "*.cpp", "*.safetensors")  # compiled code and codebooks decide results too
     files = [file for floor in ("kernels", "methods") for kind in kinds for file in (_ROOT / floor).rglob(kind)]
-    files += [_ROOT / "harness" / name for name in ("calibration.py", "quantize.py", "corpora.py")]
+    names = ("calibration.py", "quantize.py", "layer_log.py", "determinism.py", "corpora.py")
+    files += [_ROOT / "harness" / name for name in names]
     return _hash_files([*files, *(_ROOT / "harness" / "models").rglob("*.py")])
 
 
 @cache
 def code_fingerprint() -> str:
     """The same over everything that a measurement depends on: quantization, metrics, the ledger and the runner."""
-    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py")]
+    files = [
+        _ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py", "stored.py")
+    ]
     for folder in ("metrics", "zeroshot"):
         files += (_ROOT / "harness" / folder).rglob("*.py")
     return _hash_files(files, quantization_fingerprint())
@@ -97,7 +100,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -17,7 +17,7 @@ from harness.metrics.divergence import divergence
 from harness.metrics.perplexity import cut_windows, perplexity
 from harness.models.load import LoadedModel, load_model
 from harness.reference import Reference, build_reference, load_reference, reference_key
-from harness.spec import DivergenceSpec, EvaluationSpec, ModelSpec, PerplexitySpec, ZeroShotSpec
+from harness.spec import DivergenceSpec, ModelSpec, PerplexitySpec, QualitySpec, ZeroShotSpec
 from harness.zeroshot.tasks import TaskData, task_data
 from kernels.errors import InputError
 
@@ -29,7 +29,7 @@ Steps = Callable[[int, int], None]
 class Prepared:
     """An evaluation with its input: a text and its token ids [tokens], or a task's documents."""
 
-    spec: EvaluationSpec
+    spec: QualitySpec
     text: Text | None = None
     ids: Tensor | None = None
     data: TaskData | None = None
@@ -49,11 +49,11 @@ class Prepared:
         return text_record(self.text)
 
 
-def prepare(evaluation: EvaluationSpec, loaded: LoadedModel) -> Prepared:
+def prepare(evaluation: QualitySpec, loaded: LoadedModel) -> Prepared:
     """Raises InputError for a text or documents that are missing, damaged or too short."""
     if isinstance(evaluation, ZeroShotSpec):
         return Prepared(evaluation, data=task_data(evaluation.task, evaluation.source))
-    text = load_text(evaluation.corpus, evaluation.split)
+    text = load_text(evaluation.corpus, evaluation.split, evaluation.content)
     ids = tokenize(text, loaded.tokenizer)
     check_vocabulary(ids, loaded)
     try:

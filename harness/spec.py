@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Part of every key: raise it when a change makes earlier results wrong or incomparable.
 SPEC_VERSION = 1
+# In place of a method's name: the model is measured as it is stored.
+STORED = "stored"
 
 
 class Spec(BaseModel):
@@ -25,6 +27,8 @@ class ModelSpec(Spec):
     """Seed of the reparameterization; without it always 0."""
     content: str | None = None
     """Checksum of the weight files of a folder or file of the user's: other content is another run."""
+    quantized_blocks: int | None = Field(None, ge=1)
+    """Only the linear layers of the first N decoder blocks are quantized; None for all (the regression gate's)."""
 
 
 class MethodSpec(Spec):
@@ -43,8 +47,9 @@ class CalibrationSpec(Spec):
     """Checksum of the text, where it comes from a local file."""
 
 
-class PerplexitySpec(Spec):
-    metric: Literal["perplexity"] = "perplexity"
+class _TextSpec(Spec):
+    """What evaluations on a text have in common."""
+
     corpus: str
     split: str = "test"
     context: int = Field(2048, ge=2)
@@ -52,6 +57,10 @@ class PerplexitySpec(Spec):
     """How many windows from the start of the text; None for all."""
     content: str | None = None
     """Checksum of the text, where it comes from a local file."""
+
+
+class PerplexitySpec(_TextSpec):
+    metric: Literal["perplexity"] = "perplexity"
 
 
 class ZeroShotSpec(Spec):
@@ -65,20 +74,42 @@ class ZeroShotSpec(Spec):
     """Checksum of the documents, where they come from a local file."""
 
 
-class DivergenceSpec(Spec):
+class DivergenceSpec(_TextSpec):
     metric: Literal["divergence"] = "divergence"
-    corpus: str
-    split: str = "test"
-    context: int = Field(2048, ge=2)
-    windows: int | None = Field(None, ge=1)
     reference_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Dtype of the unquantized model that gives P_ref, whatever the dtype of the run."""
-    content: str | None = None
-    """Checksum of the text, where it comes from a local file."""
+
+
+class RuntimeSpec(Spec):
+    """How the packed weights are run, for the metrics that measure running rather than quality."""
+
+    runtime: Literal["resident", "banded", "dense"] = "resident"
+    """resident: all packed weights on the device. banded: the paper's section 3.4, index planes in host memory and
+    bands of layers prefetched. dense: weights decoded once."""
+    band: int | None = Field(None, ge=1)
+    """Layers a band, banded runtime only; None for one."""
+    batch: int = Field(1, ge=1)
+    prompt: int = Field(128, ge=1)
+    """Tokens of the prompt."""
+    tokens: int = Field(64, ge=2)
+    """Tokens generated after it, a round."""
+    synthetic: bool = False
+    """The model's shapes with random packed weights: time and memory do not depend on their values."""
+
+
+class DecodeSpec(RuntimeSpec):
+    metric: Literal["decode"] = "decode"
+    rounds: int = Field(7, ge=1)
+    """Timed rounds of each arm, in turns with the other arms, after a warm-up."""
+
+
+class MemorySpec(RuntimeSpec):
+    metric: Literal["memory"] = "memory"
 
 
 # What a run measures, told apart by `metric`. The JSON form of a perplexity evaluation is part of every old key.
-EvaluationSpec = Annotated[PerplexitySpec | ZeroShotSpec | DivergenceSpec, Field(discriminator="metric")]
+QualitySpec = PerplexitySpec | ZeroShotSpec | DivergenceSpec
+EvaluationSpec = Annotated[QualitySpec | DecodeSpec | MemorySpec, Field(discriminator="metric")]
 
 
 class RunSpec(Spec):
@@ -92,14 +123,26 @@ class RunSpec(Spec):
     @property
     def key(self) -> str:
         """16 hex digits that identify the spec."""
-        return _hash(self.model_dump(mode="json"))
+        return _hash(self._content())
+
+    @property
+    def quality(self) -> tuple[QualitySpec, ...]:
+        """What is measured of the model's outputs; running it (decode, memory) has a runner of its own."""
+        return tuple(part for part in self.evaluations if not isinstance(part, RuntimeSpec))
 
     def quantization_key(self, *facts: str) -> str:
         """A key for the quantized weights alone: what is measured on them does not matter.
 
         facts: whatever else decides the weights (fingerprints of the model's files, the text and the code).
         """
-        return _hash({**self.model_dump(mode="json", exclude={"evaluations"}), "facts": facts})
+        return _hash({**self._content("evaluations"), "facts": facts})
+
+    def _content(self, *without: str) -> dict[str, Any]:
+        """What keys are made from. A field that came later is left out where it says nothing: old keys stay."""
+        content = self.model_dump(mode="json", exclude=set(without))
+        if content["model"]["quantized_blocks"] is None:
+            del content["model"]["quantized_blocks"]
+        return content
 
     def describe(self) -> str:
         """The method and its options in one line."""

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from kernels.atomic import atomic_path
+from kernels.cache import cache_root
 
 # Results must not depend on the compiler's taste for fused multiply-adds: they are compared with torch bit for bit.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
@@ -34,7 +35,7 @@ def native_library(source: Path) -> ctypes.CDLL | None:
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None or os.environ.get("SAGEBENCH_NATIVE") == "0":
         return None
-    target = _folder() / f"{source.stem}-{_key(source, compiler)}.so"
+    target = cache_root() / "native" / f"{source.stem}-{_key(source, compiler)}.so"
     try:
         if not target.is_file():
             with atomic_path(target) as part:
@@ -45,11 +46,6 @@ def native_library(source: Path) -> ctypes.CDLL | None:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(f"{source.name} was not compiled ({reason.strip().splitlines()[-1]}); slower path", stacklevel=2)
         return None
-
-
-def _folder() -> Path:
-    root = os.environ.get("SAGEBENCH_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "sagebench") / "native"
 
 
 def _key(source: Path, compiler: str) -> str:

@@ -19,9 +19,13 @@ from methods.model import ModelView
 from methods.statistics import LayerStatistics
 
 # What calibration collects for a method: nothing, the Hessian of each layer's inputs, the inputs themselves as well, or
-# whole decoder blocks with the activations in front of them (such a method implements `quantize_block`): those of the
-# unquantized model ("block"), or those of the quantized and of the unquantized one ("streams").
-Needs = Literal["nothing", "hessian", "inputs", "block", "streams"]
+# whole decoder blocks with the activations in front of them (such a method implements `quantize_block`).
+Needs = Literal["nothing", "hessian", "inputs", "block"]
+
+# Whose activations a method that works on whole blocks sees in front of a block: those of the unquantized model, those
+# that came through quantized blocks, or the latter together with the unquantized model's inputs and outputs of the
+# block.
+Stream = Literal["unquantized", "quantized", "both"]
 
 
 class MethodConfig(BaseModel):
@@ -46,6 +50,8 @@ class Provenance:
     """What equality with the authors' code has been tested: "tested on golden vectors", "none released", ..."""
     reconstruction: bool = False
     """True when the paper's text leaves so much open that the result is ours as much as the authors'."""
+    remark: str = ""
+    """What a reader of any of the method's numbers must know, such as that activations are quantized too."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,17 @@ class LayerContext:
     block: int = 0
     blocks: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+    plan: Any = None
+    """What `plan_model` chose for this layer."""
+
+
+@dataclass(frozen=True)
+class LayerSurvey:
+    """What is known of a layer before any is quantized. hessian_trace: of its inputs in the unquantized model."""
+
+    out_features: int
+    in_features: int
+    hessian_trace: float
 
 
 class QuantizationMethod(ABC):
@@ -72,6 +89,9 @@ class QuantizationMethod(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     provenance: ClassVar[Provenance]
+    stream: ClassVar[Stream] = "unquantized"
+    surveys: ClassVar[bool] = False
+    """True if `plan_model` is to be called before the first layer is quantized."""
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -100,18 +120,25 @@ class QuantizationMethod(ABC):
         Raises InputError for a weight that holds NaN or infinity, and for statistics that are missing or do not fit.
         """
 
-    def plan(self, view: ModelView) -> None:  # noqa: B027 - most methods know all they need from one layer
+    def study(self, view: ModelView) -> None:  # noqa: B027 - most methods know all they need from one layer
         """Look at the whole unquantized model before its first layer is quantized; changes nothing in it.
 
-        For methods that share a budget over all layers. A method whose `plan` was not called works too.
+        For methods that need more than `plan_model` gets: gradients. A method that never studied a model works too.
         """
 
     @abstractmethod
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """Bits per weight of one quantized matrix, counted as the method's paper counts."""
 
+    def plan_model(self, survey: Mapping[str, LayerSurvey]) -> Mapping[str, Any]:
+        """What each layer of a model is to get, by name: for methods that spread bits over the whole model.
+
+        The entry of a layer is handed to `quantize_linear` or `quantize_block` as its context's `plan`.
+        """
+        raise TypeError(f"method {self.name!r} plans nothing for a whole model")
+
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
-        """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block" or "streams".
+        """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block".
 
         May change unquantized parameters of the block in place (scales folded into a norm) as long as the unquantized
         function stays the same; it names them in its result. contexts: one for each layer of `view.linears`.
@@ -146,6 +173,12 @@ class QuantizationMethod(ABC):
                 f"weight has in_features={weight.shape[1]}"
             )
         return statistics
+
+    def _inputs(self, statistics: LayerStatistics, context: LayerContext) -> Tensor:
+        """The layer's inputs [samples, tokens, in_features], after checking that they were kept."""
+        if statistics.inputs is None:
+            raise InputError(f"{context.name}: method {self.name!r} needs the layer's inputs, not only their Hessian")
+        return statistics.inputs
 
     @property
     def scale_dtype(self) -> torch.dtype:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class ModelView:
     """The unquantized model with what calibration knows of it. linears: the layers to be quantized, by their name in
-    the model, in order. windows: [samples, context], token ids, or None where the method needs no text."""
+    the model, in order. windows: [samples, context], token ids."""
 
     model: nn.Module
     linears: dict[str, nn.Linear]
-    windows: Tensor | None
+    windows: Tensor

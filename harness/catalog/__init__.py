@@ -75,6 +75,20 @@ class TaskEntry(Entry):
     choices: int
 
 
+class ShapeEntry(Entry):
+    """The shape of a model; see shapes.yaml for the fields."""
+
+    block: Literal["llama", "opt"]
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int | None = None
+    vocabulary: int
+    tied: bool = False
+    head_norms: bool = False
+
+
 E = TypeVar("E", bound=Entry)
 
 
@@ -96,6 +110,11 @@ def corpora() -> dict[str, CorpusEntry]:
 @cache
 def tasks() -> dict[str, TaskEntry]:
     return _read("tasks", TaskEntry)
+
+
+@cache
+def shapes() -> dict[str, ShapeEntry]:
+    return _read("shapes", ShapeEntry)
 
 
 @cache

@@ -55,7 +55,7 @@ class BlockEncoder:
             self._install()
         folded = tuple(norm_gains(self._view.block)) if train else ()
         packed = {name: self._packed[name] for name in self._view.linears}
-        return BlockResult(packed, originals, folded, self._original.outputs)
+        return BlockResult(packed, originals, folded)
 
     @property
     def tuned(self) -> list[float]:

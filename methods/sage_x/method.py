@@ -40,6 +40,7 @@ class SageX(QuantizationMethod):
 
     Config = SageXConfig
     config: SageXConfig
+    stream = "both"
     provenance = Provenance(
         paper="none (QTIP arXiv 2406.11235, QuIP# 2402.04396, WaterSIC 2603.04956 for its parts)",
         code="this project",
@@ -48,14 +49,14 @@ class SageX(QuantizationMethod):
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__(config)
-        # By layer name, from `plan`; a layer without an entry gets the budget of the config, and all its tokens and
+        # By layer name, from `study`; a layer without an entry gets the budget of the config, and all its tokens and
         # outputs count alike.
         self._budgets: dict[str, float] = {}
         self._sensitivity: dict[str, Sensitivity] = {}
 
     @property
     def needs(self) -> Needs:
-        return "nothing" if self.config.mode == "weights-only" else "streams"
+        return "nothing" if self.config.mode == "weights-only" else "block"
 
     @property
     def calibration_corpus(self) -> str | None:
@@ -71,10 +72,12 @@ class SageX(QuantizationMethod):
                 f"of a {out_features} x {in_features} matrix take"
             )
 
-    def plan(self, view: ModelView) -> None:
+    def study(self, view: ModelView) -> None:
         without = self._recipe.without
         self._budgets, self._sensitivity = {}, {}
-        if self.config.mode == "weights-only" or {"allocation", "weighting"} <= without:
+        # A model whose blocks come to the device one at a time has no gradients: every layer then gets the budget.
+        whole = len({parameter.device for parameter in view.model.parameters()}) == 1
+        if not whole or {"allocation", "weighting"} <= without:
             return
         self._sensitivity = measure(view, self.config.seed)
         if "allocation" not in without:

@@ -43,23 +43,22 @@ class Original:
 
     @classmethod
     def of(cls, view: BlockView) -> Original:
-        assert view.original is not None
-        original = replace(view, hidden=view.original)
+        assert view.unquantized is not None and view.targets is not None
+        unquantized = replace(view, hidden=view.unquantized)
         seen: list[tuple[str, Tensor]] = []
         with watching(view.linears, lambda name, x: seen.append((name, x))):
-            outputs = torch.empty_like(view.original)
             inputs: list[list[Tensor]] = []
             groups: list[tuple[str, ...]] = []
-            for sample in range(len(view.original)):
+            for sample in range(len(view.unquantized)):
                 seen.clear()
-                outputs[sample] = original.run(sample)[0].to(outputs.device)
+                unquantized.run(sample)
                 groups = _grouped(seen)
                 first = dict(seen)
                 inputs = inputs or [[] for _ in groups]
                 for kept, names in zip(inputs, groups, strict=True):
                     kept.append(_flat(first[names[0]]))
         _check_all_tokens(view, groups, inputs)
-        return cls(tuple(groups), tuple(inputs), outputs)
+        return cls(tuple(groups), tuple(inputs), view.targets)
 
 
 @dataclass

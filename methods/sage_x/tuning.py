@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from methods.block import BlockView
 
@@ -53,7 +52,7 @@ class Trainable:
         return value + step * value.square().mean().sqrt() if kind == "free" else value * (1 + step)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters of the block by name, for `functional_call`."""
+        """Parameters of the block by name, for `BlockView.forward`."""
         found = {f"{name}.weight": self.now("free", name) for name in self.free}
         for name, base in self.bases.items():
             found[f"{name}.weight"] = self.now("rows", name)[:, None] * base
@@ -103,11 +102,9 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
 def _loss(
     view: BlockView, targets: Tensor, trainable: Trainable, importance: Tensor, token_weights: Tensor, sample: int
 ) -> Tensor:
-    device = next(view.block.parameters()).device
-    hidden = view.hidden[sample : sample + 1].to(device)
-    output = functional_call(view.block, trainable.tensors(), (hidden, *view.extra), view.arguments)
-    error = (output[0] if isinstance(output, tuple) else output)[0].float() - targets[sample].to(device).float()
-    return (error.square() @ importance * token_weights[sample].to(device)).mean()
+    output = view.forward(view.hidden[sample : sample + 1], trainable.tensors())[0].float()
+    error = output - targets[sample].to(output)
+    return (error.square() @ importance * token_weights[sample].to(output)).mean()
 
 
 def norm_gains(block: nn.Module) -> dict[str, Tensor]:

@@ -31,4 +31,4 @@ def view(samples=8, tokens=64, noise=0.3):
     original = torch.randn(samples, tokens, HIDDEN, generator=generator) @ mix
     hidden = original + noise * torch.randn(original.shape, generator=generator) @ mix
     linears = {name: module for name, module in block.named_modules() if type(module) is nn.Linear}
-    return BlockView(block, hidden, (), {}, linears, original)
+    return BlockView(block, hidden, (), {}, linears, targets=block(original), unquantized=original)

@@ -68,15 +68,15 @@ def test_dead_inputs_do_not_pull(pair):
 def test_groups_are_layers_that_read_one_tensor_in_the_order_in_which_they_run(view):
     original = Original.of(view)
     assert original.groups == (("gate", "up"), ("down",))
-    assert torch.allclose(original.outputs, view.block(view.original))
+    assert torch.allclose(original.outputs, view.block(view.unquantized))
     assert len(original.inputs[0]) == len(view.hidden)
-    assert torch.allclose(original.inputs[0][3], view.block.norm(view.original)[3])
+    assert torch.allclose(original.inputs[0][3], view.block.norm(view.unquantized)[3])
 
 
 def test_moments_are_those_of_both_models_inputs(view):
     original = Original.of(view)
     found = group_moments(view, original, 0, None)
-    x = view.block.norm(view.original).reshape(-1, small_block.HIDDEN)
+    x = view.block.norm(view.unquantized).reshape(-1, small_block.HIDDEN)
     y = view.block.norm(view.hidden).reshape(-1, small_block.HIDDEN)
     assert torch.allclose(found.hessian, y.T @ y / len(y), atol=1e-5)
     assert torch.allclose(found.cross, x.T @ y / len(y), atol=1e-5)

@@ -1,0 +1,266 @@
+"""Measure one subject: build its arms, hold its products to `decode()`, then time it or weigh it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from harness.environment import cpu_name
+from harness.estimate import available_memory
+from harness.metrics.decode import ArmTimes, BandTimes, Decode
+from harness.metrics.memory import Memory
+from harness.metrics.phases import Phases
+from harness.runtime.banded import Bands
+from harness.runtime.bandwidth import Bandwidth, measure_bandwidth
+from harness.runtime.build import MakeProduct, packed_products
+from harness.runtime.decoder import Decoder, Weights
+from harness.runtime.products import DenseProduct, Product, dense_product, kernels_used, tune_products
+from harness.runtime.stepper import Stepper
+from harness.runtime.throughput import Steps, interleaved
+from harness.spec import DecodeSpec, MemorySpec, RuntimeSpec
+from kernels.errors import NumericalError
+from kernels.layouts import PackedWeight
+
+# Of a product against decode() in float64, relative to its norm.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+# Cache lengths are rounded up to this, so that a few more tokens do not make another shape.
+_CACHE_STEP = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. layer: packed weights of block 0 by product. weights: makes all of the model's. payload_bytes:
+    stored bytes of the packed weights."""
+
+    name: str
+    layer: dict[str, list[PackedWeight]]
+    weights: Callable[[MakeProduct], Weights]
+    unquantized: bool
+    payload_bytes: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def measure_decode(spec: DecodeSpec, subject: Subject, phases: Phases, progress: Steps) -> Decode:
+    """Raises NumericalError if a product is not that of the decoded weight."""
+    device = subject.device
+    bandwidth = measure_bandwidth(device)
+    prompt = _prompt(spec, subject)
+    arms: dict[str, Stepper] = {}
+    absent: dict[str, str] = {}
+    bands: Bands | None = None
+    correctness: dict[str, float] = {"relative_error": 0.0, "tolerance": TOLERANCE[subject.dtype]}
+    used = {"all": "torch"}
+    if spec.runtime != "dense" and not subject.unquantized:
+        with phases.measure("build"):
+            packed, bands = _packed_weights(spec, subject)
+            tune_products(packed.blocks[0].products, spec.batch, subject.dtype)
+        correctness["relative_error"] = _gate(subject, packed, bands)
+        used = kernels_used(packed.blocks[0].products)
+        _add_arms(arms, "packed", packed, spec, prompt, bands)
+    needed = 2 * packed_parameters(subject)
+    if arms and needed > available_memory(str(device)):
+        absent["dense"] = f"needs {needed / 1e9:.1f} GB, {available_memory(str(device)) / 1e9:.1f} GB are free"
+    else:
+        with phases.measure("build"):
+            dense = subject.weights(dense_products(device, subject.dtype))
+        _add_arms(arms, "dense", dense, spec, prompt, None)
+    if device.type == "cuda" and bands is not None:
+        absent["packed"] = "bands are not captured in a graph; packed-eager is this arm without one"
+    with phases.measure("decode"):
+        found = interleaved(arms, spec.rounds, bandwidth.copy_gb_s, progress)
+    main = next(name for name in ("packed", "packed-eager", "dense") if name in found)
+    baseline = found.get("dense")
+    return Decode(
+        value=found[main].tokens_per_second,
+        dataset=_setting(spec),
+        device=_device_name(device),
+        dtype=str(subject.dtype).removeprefix("torch."),
+        runtime=spec.runtime,
+        synthetic=spec.synthetic,
+        batch=spec.batch,
+        prompt=spec.prompt,
+        tokens=spec.tokens,
+        threads=torch.get_num_threads(),
+        arms=found,
+        speedup=None
+        if main == "dense" or baseline is None
+        else found[main].tokens_per_second / baseline.tokens_per_second,
+        token_latency_ms=found[main].ms_p50,
+        copy_gb_s=bandwidth.copy_gb_s,
+        roofline_tokens_per_second=spec.batch * bandwidth.copy_gb_s * 1e9 / found[main].bytes_per_token,
+        correctness=correctness,
+        kernels=used,
+        absent=absent,
+        bands=None if bands is None else _band_times(bands, arms[main], found[main], bandwidth),
+    )
+
+
+def measure_memory(spec: MemorySpec, subject: Subject, phases: Phases) -> Memory:
+    """Build, prefill and decode once, and weigh what is there."""
+    device = subject.device
+    own = Phases(str(device))
+    bands: Bands | None = None
+    with own.measure("load"):
+        if spec.runtime == "dense" or subject.unquantized:
+            weights = subject.weights(dense_products(device, subject.dtype))
+        else:
+            weights, bands = _packed_weights(spec, subject)
+    stepper = Stepper(_decoder(weights, spec, bands), _prompt(spec, subject), spec.tokens - 1)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+    with own.measure("prefill"):
+        stepper.decoder.prefill(_prompt(spec, subject))
+    with own.measure("decode"):
+        stepper.run()
+    peak = own.measured["decode"].get("peak_allocated_bytes")
+    linear = weights.linear_bytes
+    host = 0
+    if bands is not None:
+        host = bands.host_bytes
+        linear += bands.device_bytes - host
+    other = _other_bytes(weights)
+    payload = linear if subject.unquantized or spec.runtime == "dense" else subject.payload_bytes
+    phases.measured.update({f"memory {name}": entry for name, entry in own.measured.items()})
+    return Memory(
+        value=linear + other,
+        dataset=_setting(spec),
+        device=_device_name(device),
+        dtype=str(subject.dtype).removeprefix("torch."),
+        runtime=spec.runtime,
+        synthetic=spec.synthetic,
+        batch=spec.batch,
+        prompt=spec.prompt,
+        tokens=spec.tokens,
+        linear_bytes=linear,
+        ledger_bytes=payload,
+        over_ledger=(linear + host - (bands.device_bytes if bands else 0)) / payload - 1,
+        other_bytes=other,
+        host_bytes=host,
+        dense_bytes=2 * packed_parameters(subject),
+        kv_cache_bytes=stepper.decoder.cache.nbytes,
+        activation_bytes=None if before is None or peak is None else peak - before,
+        phases=own.measured,
+    )
+
+
+def dense_products(device: torch.device, dtype: torch.dtype) -> MakeProduct:
+    """Products of the decoded weights, the way of the dense runtime."""
+
+    def make(index: int, name: str, weights: list[PackedWeight], biases: list[torch.Tensor | None]) -> Product:
+        moved = [None if bias is None else bias.to(device, dtype) for bias in biases]
+        return dense_product([weight.to(device).decode(dtype) for weight in weights], moved)
+
+    return make
+
+
+def packed_parameters(subject: Subject) -> int:
+    """Weights of block 0's products, times the blocks: what the payload holds."""
+    stored = sum(weight.nbytes() for parts in subject.layer.values() for weight in parts)
+    weights = sum(weight.shape[0] * weight.shape[1] for parts in subject.layer.values() for weight in parts)
+    return round(weights * subject.payload_bytes / stored)
+
+
+def _packed_weights(spec: RuntimeSpec, subject: Subject) -> tuple[Weights, Bands | None]:
+    weights = subject.weights(packed_products(subject.device, subject.dtype))
+    if spec.runtime != "banded":
+        return weights, None
+    return weights, Bands(weights.blocks, spec.band or 1, subject.device)
+
+
+def _gate(subject: Subject, weights: Weights, bands: Bands | None) -> float:
+    """The worst relative error of the products of block 0, fresh random inputs. Raises NumericalError above
+    tolerance."""
+    worst = 0.0
+    if bands is not None:
+        bands.before(0)
+    for name, parts in subject.layer.items():
+        product = weights.blocks[0].products[name]
+        inputs = torch.randn(2, parts[0].shape[1]).to(subject.dtype)
+        exact = torch.cat([_exact(inputs, weight) for weight in parts], dim=1)
+        bias = getattr(product, "bias", None)
+        if bias is not None:
+            exact = exact + bias.double().cpu()
+        found = product(inputs.to(subject.device)).double().cpu()
+        error = float((found - exact).norm() / exact.norm())
+        if not error <= TOLERANCE[subject.dtype]:
+            raise NumericalError(
+                f"{name}: relative error {error:.2e} of its product against decode(), in {subject.dtype}"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _exact(inputs: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """float64, a few rows at a time, where the weight is: [vectors, out_features] on the CPU."""
+    decoded = weight.decode(torch.float32)
+    exact = inputs.double().to(decoded.device)
+    return torch.cat([exact @ rows.double().T for rows in decoded.split(2048)], dim=1).cpu()
+
+
+def _add_arms(
+    arms: dict[str, Stepper],
+    name: str,
+    weights: Weights,
+    spec: DecodeSpec,
+    prompt: torch.Tensor,
+    bands: Bands | None,
+) -> None:
+    cuda = prompt.device.type == "cuda"
+    if not cuda or bands is None:
+        arms[name] = Stepper(_decoder(weights, spec, bands), prompt, spec.tokens - 1, graph=cuda)
+    if cuda:
+        arms[f"{name}-eager"] = Stepper(_decoder(weights, spec, bands), prompt, spec.tokens - 1)
+
+
+def _decoder(weights: Weights, spec: RuntimeSpec, bands: Bands | None) -> Decoder:
+    length = -(-(spec.prompt + spec.tokens) // _CACHE_STEP) * _CACHE_STEP
+    known = weights.architecture.positions
+    return Decoder(weights, spec.batch, length if known is None else min(length, known), bands)
+
+
+def _prompt(spec: RuntimeSpec, subject: Subject) -> torch.Tensor:
+    vocabulary = 1000  # every model has more tokens
+    drawn = torch.randint(0, vocabulary, (spec.batch, spec.prompt), generator=torch.Generator().manual_seed(0))
+    return drawn.to(subject.device)
+
+
+def _band_times(bands: Bands, stepper: Stepper, times: ArmTimes, bandwidth: Bandwidth) -> BandTimes:
+    """The copy of a layer at the measured rate of the bus, and a band's computation without copies."""
+    bands.frozen = True
+    alone = stepper.run()
+    bands.frozen = False
+    layers = len(stepper.decoder.weights.blocks)
+    rate = bandwidth.host_to_device_gb_s or bandwidth.copy_gb_s
+    a_step = sum(alone.steps) / len(alone.steps)
+    return BandTimes(
+        layers_per_band=bands.layers,
+        layer_io_ms=1e3 * bands.host_bytes / layers / (rate * 1e9),
+        band_decode_ms=1e3 * a_step * min(bands.layers, layers) / layers,
+        host_bytes=bands.host_bytes,
+        host_to_device_gb_s=rate,
+    )
+
+
+def _other_bytes(weights: Weights) -> int:
+    """Embeddings, head (once where tied), norms, learned positions and biases."""
+    found = [weights.embedding, weights.positions, weights.final_norm.weight, weights.final_norm.bias]
+    if isinstance(weights.head, DenseProduct):
+        found.append(weights.head.weight)
+    for block in weights.blocks:
+        for norm in (block.attention_norm, block.mlp_norm, *(block.head_norms or ())):
+            found += [norm.weight, norm.bias]
+        found += [getattr(product, "bias", None) for product in block.products.values()]
+    distinct = {tensor.data_ptr(): tensor for tensor in found if tensor is not None}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
+
+
+def _setting(spec: RuntimeSpec) -> str:
+    return f"batch {spec.batch}, prompt {spec.prompt}, {spec.tokens} tokens, {spec.runtime}"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_name()

@@ -1,0 +1,90 @@
+"""How a product is launched: into how many slabs of columns it is split, and how many loads are in flight.
+
+The choice is measured once for a GPU (`tune`) and kept; until then, and in the interpreter, a rule of thumb is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+
+from kernels.atomic import write_text
+from kernels.cache import cache_root
+
+# Part of every key: raise it when a kernel changes enough for an old choice to be wrong.
+_VERSION = 1
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Launch:
+    """splits: slabs of columns. stages: of the software pipeline."""
+
+    splits: int
+    stages: int
+
+
+CANDIDATES = tuple(Launch(splits, stages) for splits in (1, 2, 4, 8, 16) for stages in (1, 2, 3))
+
+_measured: dict[str, Launch] = {}
+
+
+def chosen_launch(
+    layout: str, width: int, rows: int, tiles: int, vectors: int, dtype: torch.dtype, device: torch.device
+) -> Launch:
+    """The launch of a product of [rows, 256 * tiles] codes of `width` bits with so many vectors."""
+    key = launch_key(layout, width, rows, tiles, vectors, dtype)
+    return _stored(device).get(key) or _measured.get(key) or _rule_of_thumb(rows, tiles, device)
+
+
+def launch_key(layout: str, width: int, rows: int, tiles: int, vectors: int, dtype: torch.dtype) -> str:
+    bucket = 1 if vectors == 1 else 8 if vectors <= 8 else 16
+    return f"v{_VERSION} {layout} {width} {rows}x{tiles} m{bucket} {str(dtype).removeprefix('torch.')}"
+
+
+def tune(key: str, seconds: Callable[[], float], device: torch.device) -> Launch:
+    """Measure every candidate with `seconds`, which times the product as it is now chosen, and keep the fastest."""
+    known = _stored(device)
+    if key in known:
+        return known[key]
+    times: dict[Launch, float] = {}
+    for candidate in CANDIDATES:
+        _measured[key] = candidate
+        times[candidate] = seconds()
+    best = min(times, key=lambda launch: times[launch])
+    _measured[key] = known[key] = best
+    content = {name: asdict(launch) for name, launch in sorted(known.items())}
+    write_text(_file(device), json.dumps(content, indent=1) + "\n")
+    return best
+
+
+def _rule_of_thumb(rows: int, tiles: int, device: torch.device) -> Launch:
+    """Programs of one warp: sixteen for each multiprocessor, or as many as there are tiles."""
+    if device.type != "cuda":
+        return Launch(2, 1)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    blocks = -(-rows // _ROWS)
+    return Launch(max(1, min(tiles, 16 * processors // blocks)), 2)
+
+
+@cache
+def _stored(device: torch.device) -> dict[str, Launch]:
+    """What was measured earlier on this GPU; changed by `tune`."""
+    try:
+        content = json.loads(_file(device).read_text(encoding="utf-8"))
+        return {key: Launch(**launch) for key, launch in content.items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _file(device: torch.device) -> Path:
+    name = "cpu"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).replace(" ", "-")
+    return cache_root() / "tuned" / f"{name}-triton{triton.__version__}.json"

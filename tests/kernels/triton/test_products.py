@@ -1,0 +1,172 @@
+"""The Triton kernels against `decode()` in float64: interpreted on a CPU, compiled where there is a GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import examples
+
+from kernels.triton import launch, tuning
+from kernels.triton.tuning import Launch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Odd sizes, partial groups and blocks, SmolLM2's and grouped-query shapes; few weights, since the interpreter is slow.
+SHAPES = {
+    "codebook-4": [(17, 130), (70, 576)],
+    "codebook-3": [(70, 600)],
+    "codebook-2-salient-5%": [(33, 576)],
+    "codebook-none-salient": [(64, 256)],
+    "codebook-float32": [(40, 300)],
+    **{f"uniform-{bits}-g128": [(70, 576)] for bits in range(1, 9)},
+    "uniform-3-row": [(33, 600)],
+    "uniform-4-g16-symmetric": [(64, 130)],
+    "uniform-4-g96": [(17, 576)],
+    "uniform-2-g300": [(17, 700)],
+    "uniform-4-act-order": [(40, 300)],
+    "uniform-mixed": [(17, 576)],
+    "binary-g128": [(70, 576)],
+    "binary-row-no-mean": [(33, 300)],
+    "binary-bfloat16": [(17, 130)],
+    "partial-g128": [(70, 576)],
+    "partial-row": [(33, 600)],
+    "partial-g300": [(17, 700)],
+    "residual-128": [(70, 576)],
+    "residual-100": [(33, 600)],
+    "residual-all-columns": [(17, 300)],
+    "residual-none-salient": [(64, 256)],
+}
+
+
+def gpu_matrix(weight):
+    matrix = launch.gpu_matrix([weight], DEVICE)
+    assert matrix is not None
+    return matrix
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every buffer that a launch asks for is full of NaN."""
+
+    def empty(*size, **options):
+        return torch.full(size, float("nan"), **options)
+
+    monkeypatch.setattr(launch.torch, "empty", empty)
+
+
+def test_every_layout_has_a_shape():
+    assert SHAPES.keys() == examples.LAYOUTS.keys()
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_products_are_those_of_the_decoded_weight(layout, poisoned):
+    for seed, shape in enumerate(SHAPES[layout]):
+        weight = examples.make(layout, shape, seed)
+        matrix = gpu_matrix(weight)
+        for dtype, vectors in ((torch.float32, 1), (torch.float16, 1), (torch.bfloat16, 3)):
+            inputs = torch.randn(vectors, shape[1]).to(dtype)
+            found = matrix.multiply(inputs.to(DEVICE)).cpu()
+            examples.check_product(found, examples.exact_product(weight, inputs))
+
+
+@pytest.mark.parametrize("layout", ["codebook-4", "uniform-3-g128", "partial-row", "residual-100"])
+def test_up_to_sixteen_vectors_and_more(layout, poisoned):
+    weight = examples.make(layout, (33, 300))
+    matrix = gpu_matrix(weight)
+    for vectors in (2, 9, 20):
+        inputs = torch.randn(vectors, 300, dtype=torch.float16)
+        examples.check_product(matrix.multiply(inputs.to(DEVICE)).cpu(), examples.exact_product(weight, inputs))
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+def test_prefill_decodes_the_weight_exactly(layout, poisoned):
+    weight = examples.make(layout, (70, 600))
+    matrix = gpu_matrix(weight)
+    decoded = matrix.decode(torch.float32).cpu()
+    exact = weight.decode(torch.float32)
+    if layout in ("uniform-8-g128",):  # two products of a scale are rounded instead of one
+        torch.testing.assert_close(decoded, exact, rtol=1e-6, atol=1e-7)
+    else:
+        assert torch.equal(decoded, exact)
+
+
+@pytest.mark.parametrize(
+    "layout", ["codebook-4", "uniform-mixed", "uniform-4-act-order", "partial-g128", "residual-100"]
+)
+def test_prefill_multiplies_by_rows_decoded_to_a_scratch_matrix(layout, poisoned, monkeypatch):
+    monkeypatch.setattr(launch, "_SCRATCH_WEIGHTS", 64 * 768)  # two pieces
+    weight = examples.make(layout, (100, 600))
+    inputs = torch.randn(launch.MOST_VECTORS + 1, 600, dtype=torch.float16)
+    found = gpu_matrix(weight).multiply(inputs.to(DEVICE)).cpu()
+    examples.check_product(found, examples.exact_product(weight, inputs))
+
+
+@pytest.mark.parametrize("layout", ["codebook-4", "uniform-4-g128", "partial-g128", "residual-128"])
+def test_any_number_of_splits_gives_the_same(layout, poisoned, monkeypatch):
+    weight = examples.make(layout, (33, 1100))
+    inputs = torch.randn(1, 1100)
+    matrix = gpu_matrix(weight)
+    found = []
+    for splits in (1, 2, 5, 9):
+        monkeypatch.setattr(launch, "chosen_launch", lambda *_, splits=splits: Launch(splits, 1))
+        found.append(matrix.multiply(inputs.to(DEVICE)).cpu())
+        assert torch.equal(found[-1], matrix.multiply(inputs.to(DEVICE)).cpu())
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_each_column_of_a_codebook_alone_gives_that_column():
+    weight = examples.make("codebook-4", (17, 40))
+    matrix = gpu_matrix(weight)
+    for column in range(40):
+        one = torch.zeros(1, 40)
+        one[0, column] = 1
+        assert torch.equal(matrix.multiply(one.to(DEVICE)).cpu()[0], weight.decode()[:, column])
+
+
+def test_a_bias_is_added_by_the_reduction():
+    weight = examples.make("uniform-4-g128", (17, 300))
+    inputs, bias = torch.randn(2, 300), torch.randn(17)
+    found = gpu_matrix(weight).multiply(inputs.to(DEVICE), bias.to(DEVICE)).cpu()
+    examples.check_product(found, examples.exact_product(weight, inputs) + bias.double())
+
+
+@pytest.mark.parametrize("layout", ["codebook-4", "uniform-4-g128", "binary-g128", "partial-g128"])
+def test_matrices_with_one_input_are_stacked(layout, poisoned):
+    weights = [examples.make(layout, (rows, 300), seed) for seed, rows in enumerate((64, 128, 50))]
+    matrix = launch.gpu_matrix(weights, DEVICE)
+    inputs = torch.randn(1, 300)
+    expected = torch.cat([examples.exact_product(weight, inputs) for weight in weights], dim=1)
+    examples.check_product(matrix.multiply(inputs.to(DEVICE)).cpu(), expected)
+
+
+def test_matrices_that_do_not_fit_together_are_not_stacked():
+    codebook, uniform = examples.make("codebook-4", (64, 300)), examples.make("uniform-4-g128", (64, 300))
+    odd = examples.make("codebook-4", (65, 300))
+    assert launch.gpu_matrix([codebook, uniform], DEVICE) is None
+    assert launch.gpu_matrix([odd, codebook], DEVICE) is None  # 65 rows do not fill their last block
+    # Salient columns lie elsewhere in each.
+    assert launch.gpu_matrix([examples.make("residual-128", (64, 300), seed) for seed in (1, 2)], DEVICE) is None
+
+
+def test_a_form_takes_little_more_than_the_stored_tensors():
+    for layout, most in (("codebook-4", 1.04), ("uniform-4-g128", 1.02), ("residual-128", 1.01), ("binary-g128", 1.01)):
+        weight = examples.make(layout, (512, 4096))
+        assert weight.nbytes() <= gpu_matrix(weight).nbytes <= most * weight.nbytes()
+
+
+def test_tuning_keeps_the_fastest_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_measured", {})
+    tuning._stored.cache_clear()
+    cpu = torch.device("cpu")
+    key = tuning.launch_key("codebook", 5, 128, 2, 1, torch.float16)
+    choose = lambda: tuning.chosen_launch("codebook", 5, 128, 2, 1, torch.float16, cpu)  # noqa: E731
+    best = tuning.tune(key, lambda: abs(choose().splits - 4) + choose().stages, cpu)
+    assert best == Launch(4, 1) == choose()
+    tuning._stored.cache_clear()
+    monkeypatch.setattr(tuning, "_measured", {})
+    assert choose() == Launch(4, 1)  # from the file
+    tuning._stored.cache_clear()
