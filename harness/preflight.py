@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from harness.cache import cache_limit, require_space
+from harness.cache import cache_folder, cache_limit, require_space
 from harness.calibration import check_sample_size
 from harness.estimate import estimate
 from harness.memory import available_memory
@@ -22,7 +22,7 @@ _RECORD_BYTES = 20_000_000
 
 
 def check_output(out: Path, store: RecordStore) -> None:
-    """Raise InputError if records cannot be written below `out`, or the disk is full."""
+    """Raise InputError if records cannot be written below `out`, there can be no cache, or the disk is full."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=store.folder).close()  # a folder that is there may still be read-only
@@ -31,6 +31,7 @@ def check_output(out: Path, store: RecordStore) -> None:
     remove_stale_parts(store.folder)
     require_space(store.folder, _RECORD_BYTES, "records")
     cache_limit(0)
+    cache_folder()
 
 
 def check_methods(plan: Plan, store: RecordStore) -> None:
