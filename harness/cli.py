@@ -119,6 +119,12 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
+    parser.add_argument(
+        "--budgets",
+        default="",
+        metavar="B,B",
+        help="stored bits per weight, for experiments with a row for each (front)",
+    )
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
     parser.add_argument("--windows", type=int, metavar="N", help="evaluate on the first N windows")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="T", help="only these zero-shot tasks")

@@ -23,6 +23,9 @@ from harness.hub import hub_allowed, require_hub
 from harness.local_data import data_folder
 from kernels.errors import InputError
 
+# Text that the model writes itself (harness/generation.py), for calibration.
+SELF = "self"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -51,6 +54,8 @@ def resolve_corpus(name: str, profile: str, split: str) -> str:
 
     Raises InputError if there is neither.
     """
+    if name == SELF and split == "train":
+        return name
     if name not in corpora() and (Path(name).suffix or os.sep in name):
         if not Path(name).is_file():
             raise InputError(f"corpus {name!r}: no such text file")
@@ -68,8 +73,8 @@ def resolve_corpus(name: str, profile: str, split: str) -> str:
 
 
 def local_checksum(name: str, split: str) -> str | None:
-    """16 digits of the sha256 of a corpus that is a local file of the user's; None for the hub and embedded samples."""
-    if name in corpora() and _local_file(corpora()[name], split) is None:
+    """16 digits of the sha256 of a corpus that is a local file of the user's; None for all others."""
+    if name == SELF or (name in corpora() and _local_file(corpora()[name], split) is None):
         return None
     return load_text(name, split).sha256[:16]
 

@@ -52,7 +52,8 @@ def quantization_fingerprint() -> str:
 
     Part of the key under which quantized weights are cached: an edited method never meets its old weights.
     """
-    files = [*(_ROOT / "kernels").rglob("*.py"), *(_ROOT / "methods").rglob("*.py")]
+    kinds = ("*.py", "*.cpp", "*.safetensors")  # compiled code and codebooks decide results too
+    files = [file for floor in ("kernels", "methods") for kind in kinds for file in (_ROOT / floor).rglob(kind)]
     names = ("calibration.py", "quantize.py", "layer_log.py", "determinism.py", "corpora.py")
     files += [_ROOT / "harness" / name for name in names]
     return _hash_files([*files, *(_ROOT / "harness" / "models").rglob("*.py")])

@@ -52,6 +52,7 @@ class Choices:
     tasks: tuple[str, ...] = ()
     windows: int | None = None
     limit: int | None = None  # examples of a zero-shot task; 0 for all
+    budgets: tuple[float, ...] = ()  # bits per weight, for the rows that have one each
     divergence: bool = False
     context: int | None = None
     calibration_samples: int | None = None
@@ -100,6 +101,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
 
     Nothing is downloaded for the paper's models that are not run; the models that are run are resolved now.
     """
+    experiment = experiment.with_budgets(choices.budgets)
     profile_name = choose_profile(choices.profile)
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
@@ -354,6 +356,8 @@ def _run_spec(
     if calibration is not None and calibration.seed and method != UNQUANTIZED and "seed" not in resolved:
         resolved["seed"] = calibration.seed
     quantizer = create_method(method, **resolved)
+    if calibration is not None and quantizer.calibration_corpus is not None:
+        calibration = calibration.model_copy(update={"corpus": quantizer.calibration_corpus, "content": None})
     return RunSpec(
         model=model,
         method=MethodSpec(name=method, options=quantizer.config.model_dump(mode="json", exclude_defaults=True)),

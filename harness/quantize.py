@@ -23,7 +23,7 @@ from harness.models.placement import Placement
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
 from kernels.linear import put_decoded
-from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
+from methods import LayerContext, LayerStatistics, LayerSurvey, ModelView, QuantizationMethod
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
@@ -90,6 +90,9 @@ def quantize_model(
     plans: Mapping[str, Any] = {}
     if windows is not None and method.surveys:
         plans = method.plan_model(_survey(model, blocks, count, windows, placement))
+    if windows is not None and method.needs != "nothing":
+        progress(0, 1, "planning")
+        method.study(ModelView(model, model_linears(model), windows))
     stream = None
     if windows is not None and method.needs != "nothing":
         stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
@@ -221,7 +224,7 @@ def _quantize_block(
     outputs = None if method.stream == "quantized" else stream.outputs(index, steps.inputs)
     view = stream.view(index)
     if method.stream == "both":
-        view = replace(view, targets=outputs)
+        view = replace(view, targets=outputs, unquantized=stream.unquantized)
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)

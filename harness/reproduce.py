@@ -99,6 +99,7 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         tasks=tuple(part for entry in arguments.tasks for part in entry.split(",") if part),
         windows=arguments.windows,
         limit=arguments.limit,
+        budgets=_budgets(arguments.budgets),
         divergence=arguments.divergence,
         context=arguments.context,
         calibration_samples=arguments.calibration_samples,
@@ -109,6 +110,13 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         reparameterize=arguments.reparameterize,
         synthetic=arguments.synthetic,
     )
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",") if part))
+    except ValueError:
+        raise InputError(f"--budgets {text}: bits per weight with commas between, such as 1.6,2.2,3.15") from None
 
 
 def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.calibration import check_sample_size
 from harness.catalog import models
-from harness.corpora import Text, calibration_windows, load_text
+from harness.corpora import SELF, Text, calibration_windows, load_text
 from harness.determinism import prefer_deterministic_kernels, seed_everything
 from harness.environment import environment_record, quantization_fingerprint
 from harness.evaluations import (
@@ -21,6 +21,7 @@ from harness.evaluations import (
     same_as_reference,
     text_record,
 )
+from harness.generation import self_calibration
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
 from harness.metrics.weight_distribution import weight_distribution
@@ -80,7 +81,7 @@ def run(
         check_shapes(loaded.model, method)
         _check_contexts(spec, loaded)
         evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
-        calibration = calibration_text(spec, method, loaded)
+        calibration = calibration_text(spec, method, loaded, progress)
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
             with phases.measure("reference"):
@@ -133,15 +134,23 @@ def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def calibration_text(spec: RunSpec, method: QuantizationMethod, loaded: LoadedModel) -> tuple[Text, Any] | None:
+def calibration_text(
+    spec: RunSpec,
+    method: QuantizationMethod,
+    loaded: LoadedModel,
+    progress: Progress = lambda done, total, what: None,
+) -> tuple[Text, Any] | None:
     if method.needs == "nothing":
         return None
     if spec.calibration is None:
         raise InputError(f"method {method.name!r} needs calibration text")
     widest = max(linear.in_features for linear in model_linears(loaded.model).values())
     check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
-    text = load_text(spec.calibration.corpus, spec.calibration.split, spec.calibration.content)
     asked = spec.calibration
+    if asked.corpus == SELF:
+        steps = partial(_with_label, progress, "writing calibration text")
+        return self_calibration(loaded, asked.samples, asked.context, asked.seed, steps)
+    text = load_text(asked.corpus, asked.split, asked.content)
     windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
     check_vocabulary(windows, loaded)
     return text, windows

@@ -6,6 +6,7 @@ packed = create_method("gptq", bits=4, group_size=128).quantize_linear(weight, L
 
 from methods.base import LayerContext, LayerSurvey, MethodConfig, NominalBits, Provenance, QuantizationMethod
 from methods.block import BlockResult, BlockView
+from methods.model import ModelView
 from methods.registry import MethodInfo, create_method, list_methods, method_class, register_method
 from methods.statistics import LayerStatistics
 
@@ -17,6 +18,7 @@ __all__ = [
     "LayerSurvey",
     "MethodConfig",
     "MethodInfo",
+    "ModelView",
     "NominalBits",
     "Provenance",
     "QuantizationMethod",

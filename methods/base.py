@@ -15,6 +15,7 @@ from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 from kernels.layouts.base import SCALE_DTYPES
 from methods.block import BlockResult, BlockView
+from methods.model import ModelView
 from methods.statistics import LayerStatistics
 
 # What calibration collects for a method: nothing, the Hessian of each layer's inputs, the inputs themselves as well, or
@@ -22,7 +23,8 @@ from methods.statistics import LayerStatistics
 Needs = Literal["nothing", "hessian", "inputs", "block"]
 
 # Whose activations a method that works on whole blocks sees in front of a block: those of the unquantized model, those
-# that came through quantized blocks, or the latter together with the unquantized model's outputs of the block.
+# that came through quantized blocks, or the latter together with the unquantized model's inputs and outputs of the
+# block.
 Stream = Literal["unquantized", "quantized", "both"]
 
 
@@ -99,6 +101,12 @@ class QuantizationMethod(ABC):
         """What `quantize_linear` reads from its statistics; calibration collects just that."""
         return "nothing"
 
+    @property
+    def calibration_corpus(self) -> str | None:
+        """The corpus that this method calibrates on whatever the user chose, "self" being the model's own text; or
+        None."""
+        return None
+
     def check_shape(self, out_features: int, in_features: int) -> None:  # noqa: B027 - most methods take any shape
         """Raise InputError if a weight of this shape cannot be quantized with this config; called before a run."""
 
@@ -110,6 +118,12 @@ class QuantizationMethod(ABC):
 
         `statistics` describes the layer's inputs and may be None for a method whose `needs` is "nothing".
         Raises InputError for a weight that holds NaN or infinity, and for statistics that are missing or do not fit.
+        """
+
+    def study(self, view: ModelView) -> None:  # noqa: B027 - most methods know all they need from one layer
+        """Look at the whole unquantized model before its first layer is quantized; changes nothing in it.
+
+        For methods that need more than `plan_model` gets: gradients. A method that never studied a model works too.
         """
 
     @abstractmethod

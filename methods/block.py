@@ -20,7 +20,7 @@ class BlockView:
     hidden: [samples, tokens, hidden], the block's inputs. extra, arguments: what its forward pass is
     handed besides them, by position and by keyword. linears: its linear layers by their name inside it. collect: gives
     the statistics of its layers' inputs, as its weights are now. targets: [samples, tokens, hidden], the outputs that
-    the unquantized model has here; None unless the method's `stream` is "both".
+    the unquantized model has here, and unquantized, the inputs; both None unless the method's `stream` is "both".
     """
 
     block: nn.Module
@@ -30,6 +30,7 @@ class BlockView:
     linears: dict[str, nn.Linear]
     collect: Callable[[Literal["hessian", "inputs"]], dict[str, LayerStatistics]] | None = None
     targets: Tensor | None = None
+    unquantized: Tensor | None = None
 
     @torch.no_grad()
     def run(self, sample: int) -> Tensor:
@@ -52,7 +53,7 @@ class BlockResult:
     folded: names (inside the block) of unquantized parameters that were changed in place. hessians: X^T X [n, n] of the
     inputs that the targets see, up to a factor, from which the harness takes each layer's proxy loss."""
 
-    packed: dict[str, PackedWeight]
+    packed: Mapping[str, PackedWeight]
     targets: dict[str, Tensor] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     hessians: dict[str, Tensor] = field(default_factory=dict)

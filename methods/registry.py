@@ -33,6 +33,7 @@ _BUILTIN: dict[str, str] = {
     "aptq": "methods.aptq:Aptq",
     "micromix": "methods.micromix:MicroMix",
     "sage-ptq": "methods.sage_ptq:SagePtq",
+    "sage-x": "methods.sage_x:SageX",
 }
 _registered: dict[str, type[QuantizationMethod]] = {}
 

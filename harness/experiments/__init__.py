@@ -22,7 +22,8 @@ class _Data(BaseModel):
 class Row(_Data):
     """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it.
     runtime: how it is run where speed is measured, options of harness.spec.DecodeSpec. seed: of its calibration and its
-    method, in place of the command line's; see grid.py."""
+    method, in place of the command line's; see grid.py. budgets: one row for each budget of the experiment, as the
+    method's option `budget`."""
 
     method: str
     setting: str
@@ -32,11 +33,13 @@ class Row(_Data):
     ours: bool = False
     seed: int | None = None
     runtime: dict[str, Any] = {}
+    budgets: bool = False
 
 
 class Experiment(_Data):
     """A table or figure of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every
-    caption. figures: what is drawn from its runs, names of harness.report.figures."""
+    caption. figures: what is drawn from its runs, names of harness.report.figures. budgets: bits per weight for the
+    rows that have one budget each."""
 
     name: str
     item: str
@@ -49,6 +52,7 @@ class Experiment(_Data):
     decode: dict[str, Any] = {}
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
+    budgets: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
 
@@ -63,7 +67,27 @@ class Experiment(_Data):
         for figure in self.figures:
             if figure not in DRAWINGS:
                 raise ValueError(f"figures: unknown figure {figure!r}{did_you_mean(figure, DRAWINGS)}")
+        if any(row.budgets for row in self.rows) and not self.budgets:
+            raise ValueError("budgets=[]: a row wants one run for each budget")
         return self
+
+    def with_budgets(self, budgets: tuple[float, ...]) -> Experiment:
+        """This experiment with a row for each of `budgets` (its own if none are given) where a row asks for them.
+
+        Raises InputError for budgets where no row asks for them.
+        """
+        if budgets and not any(row.budgets for row in self.rows):
+            raise InputError(f"--budgets: no row of {self.name} has a budget")
+        rows: list[Row] = []
+        for row in self.rows:
+            rows += [_at_budget(row, budget) for budget in budgets or self.budgets] if row.budgets else [row]
+        return self.model_copy(update={"rows": tuple(rows)})
+
+
+def _at_budget(row: Row, budget: float) -> Row:
+    setting = row.setting.replace("{budget}", f"{budget:g}")
+    options = {**row.options, "budget": budget}
+    return row.model_copy(update={"setting": setting, "options": options, "budgets": False})
 
 
 class CalibrationDefaults(_Data):

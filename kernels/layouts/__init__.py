@@ -10,6 +10,7 @@ from kernels.layouts.microscaling import MicroscalingWeight
 from kernels.layouts.mixed import MixedWeight
 from kernels.layouts.partial_binary import PartialBinaryWeight
 from kernels.layouts.residual_binary import ResidualBinaryWeight
+from kernels.layouts.trellis import TrellisWeight
 from kernels.layouts.uniform import UniformWeight
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PartialBinaryWeight",
     "ResidualBinaryWeight",
     "Role",
+    "TrellisWeight",
     "UniformWeight",
     "layout_class",
     "load_packed",

@@ -32,6 +32,8 @@ NAMES_AND_NUMBERS = {
     "missing text": (lambda p: p.arguments(corpus="gone.txt"), "'gone.txt'", "no such text file"),
     "unknown calibration corpus": (lambda p: p.arguments(calibration_corpus="c44"), "'c44'", "did you mean 'c4'?"),
     "unknown profile": (lambda p: p.arguments("--profile", "papers"), "'papers'", "did you mean 'paper'?"),
+    "budgets that are no numbers": (lambda p: p.arguments("--budgets", "2,low"), "--budgets 2,low", "1.6,2.2,3.15"),
+    "budgets for nobody": (lambda p: p.arguments("--budgets", "2.2"), "--budgets", "no row of"),
     "unknown experiment": (lambda p: p.arguments(experiment="tabel1"), "'tabel1'", "did you mean 'table1'"),
     "missing experiment": (lambda p: p.arguments(experiment="gone.yaml"), "gone.yaml", "No such file"),
     "unknown device": (lambda p: p.arguments(device="gpu"), "'gpu'", "use cpu, cuda or cuda:N"),

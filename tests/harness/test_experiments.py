@@ -9,6 +9,9 @@ from kernels.errors import InputError
 from methods import create_method
 from methods.registry import method_names
 
+# Items of the paper; the front is a question of our own.
+OF_PAPER = [name for name in experiment_names() if name != "front"]
+
 
 def refused(path):
     with pytest.raises(InputError) as caught:
@@ -29,13 +32,13 @@ def test_a_shipped_experiment_is_valid_and_its_models_are_in_the_catalogue(name)
     experiment = load_experiment(name)
     assert experiment.name == name
     assert set(experiment.models) <= models().keys()
-    assert all(models()[model].claims for model in experiment.models)
+    assert all(models()[model].claims for model in experiment.models if name in OF_PAPER)
     # Of quantization time the unquantized model has none.
     assert experiment.rows[0].method == UNQUANTIZED or experiment.metric == "quantization_minutes"
     assert set(experiment.figures) <= DRAWINGS.keys()
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", OF_PAPER)
 def test_every_row_has_claims_of_that_item(name):
     experiment = load_experiment(name)
     claims = load_claims()
@@ -46,7 +49,7 @@ def test_every_row_has_claims_of_that_item(name):
         assert bool(found) != row.ours, (row.method, row.setting)
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", OF_PAPER)
 def test_every_claim_of_the_item_has_a_row_and_every_model_a_claim(name):
     experiment = load_experiment(name)
     of_item = find(load_claims(), item=experiment.item)
@@ -82,7 +85,7 @@ def test_an_ablation_changes_one_thing_a_row(name):
 @pytest.mark.parametrize("name", experiment_names())
 @pytest.mark.parametrize("family", ["opt", "llama", "qwen"])
 def test_every_registered_row_has_options_that_its_method_takes(name, family):
-    for row in load_experiment(name).rows:
+    for row in load_experiment(name).with_budgets(()).rows:
         options = {key: family if value == "family" else value for key, value in row.options.items()}
         if row.method in method_names():
             create_method(row.method, **options)
@@ -107,6 +110,40 @@ def test_table_4_measures_every_task_of_the_paper_and_the_one_that_its_head_name
     of_arc = find(load_claims(), item="table 4", dataset="arc_challenge")
     assert of_arc and all(claim.note == "column headed ARC-e; the values are ARC-challenge" for claim in of_arc)
     assert any("ARC-e that holds ARC-challenge values" in note for note in experiment.notes)
+
+
+def test_the_front_has_every_method_and_a_row_of_sage_x_for_every_budget_and_mode():
+    experiment = load_experiment("front")
+    rows = experiment.with_budgets(()).rows
+    assert {row.method for row in rows} == set(method_names())
+    kinds = {}
+    for row in rows:
+        if row.method == "sage-x":
+            kind = row.options.get("mode"), row.options.get("tuning")
+            kinds.setdefault(kind, []).append(row.options["budget"])
+    assert kinds == {
+        kind: list(experiment.budgets)
+        for kind in ((None, None), (None, "blocks"), ("self-calibrated", None), ("weights-only", None))
+    }
+    assert len({(row.method, row.setting) for row in rows}) == len(rows)
+
+
+def test_budgets_of_the_user_replace_those_of_the_experiment(experiment_file):
+    row = {"method": "sage-x", "setting": "{budget} bit", "label": "X", "budgets": True, "options": {"seed": 1}}
+    plain = {"method": "fp16", "setting": "16 bit", "label": "FP16"}
+    experiment = load_experiment(str(experiment_file(rows=[plain, row], budgets=[2.0])))
+    rows = experiment.with_budgets((1.6, 3.15)).rows
+    assert [(row.setting, row.options) for row in rows] == [
+        ("16 bit", {}),
+        ("1.6 bit", {"seed": 1, "budget": 1.6}),
+        ("3.15 bit", {"seed": 1, "budget": 3.15}),
+    ]
+    assert [row.setting for row in experiment.with_budgets(()).rows] == ["16 bit", "2 bit"]
+
+
+def test_budgets_where_no_row_has_one_are_refused(experiment_file):
+    with pytest.raises(InputError, match=r"--budgets: no row of .* has a budget"):
+        load_experiment(str(experiment_file())).with_budgets((2.0,))
 
 
 @pytest.mark.parametrize("name", ["slim-llm", "mg-ptq", "slim-llm-opt"])
@@ -156,6 +193,7 @@ def test_an_unknown_key_of_a_row_gets_a_suggestion(experiment_file):
         ({"tasks": ["piqa"]}, "tasks=['piqa']: a table of perplexity has none"),
         ({"rows": [{"method": "rtn", "label": "RTN"}]}, "rows.0.setting is missing"),
         ({"rows": "rtn"}, "rows='rtn'"),
+        ({"rows": [{"method": "sage-x", "setting": "x", "label": "X", "budgets": True}]}, "budgets=[]: a row wants"),
         ({"metric": "token_latency_ms"}, "corpora=['wikitext2']: a table of token_latency_ms has none"),
         ({"figures": ["paretto"]}, "unknown figure 'paretto'; did you mean 'pareto'"),
     ],

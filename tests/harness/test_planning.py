@@ -56,6 +56,25 @@ def test_only_methods_that_need_text_have_calibration(experiment, choices):
     assert (by_name["gptq"].calibration.samples, by_name["gptq"].calibration.context) == (5, 32)
 
 
+def test_a_method_that_calibrates_on_the_model_s_own_text_gets_it_whatever_the_user_chose(experiment, choices):
+    rows = tuple(
+        Row(method="sage-x", setting=mode, label="X", options={"mode": mode, "budget": 3.0})
+        for mode in ("calibrated", "self-calibrated", "weights-only")
+    )
+    plan = plan_table(experiment.model_copy(update={"rows": rows}), choices(calibration_samples=5))
+    theirs, own, nothing = (spec.calibration for spec in plan.runs[1:])
+    assert (own.corpus, own.content, own.samples) == ("self", None, 5)
+    assert theirs.corpus not in ("self", None)
+    assert theirs.content is not None
+    assert nothing is None
+
+
+def test_any_method_can_be_calibrated_on_the_model_s_own_text(experiment, choices):
+    plan = plan_table(experiment, choices(calibration_corpus="self"))
+    by_name = {spec.method.name: spec for spec in plan.runs}
+    assert by_name["gptq"].calibration.corpus == "self"
+
+
 def test_an_unregistered_method_keeps_its_row_and_says_so(experiment, choices, tiny_folder):
     rows = {(row.method, row.model): row for row in plan_table(experiment, choices()).table.rows}
     row = rows["not-there", str(tiny_folder)]

@@ -1,0 +1,134 @@
+"""sage-x as a method: its options, and which ingredients a mode uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kernels.errors import InputError
+from kernels.layouts import PackedWeight, TrellisWeight
+from kernels.layouts.trellis import check_rows
+from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
+from methods.block import BlockResult, BlockView
+from methods.model import ModelView
+from methods.sage_x.allocation import matrix_budgets
+from methods.sage_x.block import BlockEncoder
+from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
+from methods.sage_x.recipe import Ingredient, Recipe
+from methods.sage_x.sensitivity import Sensitivity, measure
+from methods.statistics import LayerStatistics
+
+
+class SageXConfig(MethodConfig):
+    budget: float = Field(2.2, ge=1.0, le=7.0, description="stored bits per weight, everything included")
+    mode: Literal["calibrated", "self-calibrated", "weights-only"] = Field(
+        "calibrated", description="calibration text from outside, from the model itself, or none at all"
+    )
+    tuning: Literal["none", "blocks"] = Field(
+        "none", description="what is trained: nothing, or free weights, scales and norm gains, block by block"
+    )
+    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
+    without: list[Ingredient] = Field([], description="ingredients left out, to see what each is worth")
+
+
+class SageX(QuantizationMethod):
+    """See the package."""
+
+    Config = SageXConfig
+    config: SageXConfig
+    stream = "both"
+    provenance = Provenance(
+        paper="none (QTIP arXiv 2406.11235, QuIP# 2402.04396, WaterSIC 2603.04956 for its parts)",
+        code="this project",
+        parity="nothing to compare with",
+    )
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        super().__init__(config)
+        # By layer name, from `study`; a layer without an entry gets the budget of the config, and all its tokens and
+        # outputs count alike.
+        self._budgets: dict[str, float] = {}
+        self._sensitivity: dict[str, Sensitivity] = {}
+
+    @property
+    def needs(self) -> Needs:
+        return "nothing" if self.config.mode == "weights-only" else "block"
+
+    @property
+    def calibration_corpus(self) -> str | None:
+        return "self" if self.config.mode == "self-calibrated" else None
+
+    def check_shape(self, out_features: int, in_features: int) -> None:
+        check_rows(out_features)
+        size = out_features * in_features
+        overhead = 8 * overhead_bytes(out_features, in_features, self.scale_dtype) / size
+        if overhead >= self.config.budget:
+            raise InputError(
+                f"budget={self.config.budget:g} bits per weight is less than the {overhead:.3f} bits that the scales "
+                f"of a {out_features} x {in_features} matrix take"
+            )
+
+    def study(self, view: ModelView) -> None:
+        without = self._recipe.without
+        self._budgets, self._sensitivity = {}, {}
+        # A model whose blocks come to the device one at a time has no gradients: every layer then gets the budget.
+        whole = len({parameter.device for parameter in view.model.parameters()}) == 1
+        if not whole or {"allocation", "weighting"} <= without:
+            return
+        self._sensitivity = measure(view, self.config.seed)
+        if "allocation" not in without:
+            weights = {name: linear.weight.detach() for name, linear in view.linears.items()}
+            self._budgets = matrix_budgets(weights, self._sensitivity, self.config.budget, self._recipe)
+        for entry in self._sensitivity.values():
+            entry.hessian = torch.empty(0)  # of all layers together they are as large as the model
+        if "weighting" in without:
+            self._sensitivity = {}
+
+    @torch.no_grad()
+    def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
+        weights = {name: self._prepare(linear.weight, contexts[name])[0] for name, linear in view.linears.items()}
+        full = {name: context.name for name, context in contexts.items()}
+        known = {name: self._sensitivity[full[name]] for name in weights if full[name] in self._sensitivity}
+        encoder = BlockEncoder(view, weights, known, self._recipe)
+
+        def encode(name: str, weight: Tensor, pivots: Pivots) -> TrellisWeight:
+            return self._encode(weight, pivots, contexts[name])
+
+        result = encoder.run(encode, train=self.config.tuning == "blocks")
+        if encoder.tuned:
+            next(iter(contexts.values())).facts["held_out_loss_after_tuning"] = encoder.tuned
+        return result
+
+    def quantize_linear(
+        self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
+    ) -> PackedWeight:
+        weight, context = self._prepare(weight, context)
+        pivots = None
+        if self.needs != "nothing":
+            pivots = Pivots.of(self._statistics(statistics, weight, context).hessian, self._recipe)
+        return self._encode(weight, pivots, context)
+
+    def _encode(self, weight: Tensor, pivots: Pivots | None, context: LayerContext) -> TrellisWeight:
+        found = self._sensitivity.get(context.name)
+        budget = self._budgets.get(context.name, self.config.budget)
+        importance = None if found is None else found.importance
+        packed = encode_matrix(weight, pivots, budget, self._recipe, importance)
+        context.facts["budget"] = budget
+        if pivots is not None and pivots.factor.damping != self.config.damping:
+            context.facts["damping"] = pivots.factor.damping
+        return packed.to(weight.device)
+
+    def nominal_bits(self, packed: PackedWeight) -> NominalBits:
+        """The claim is what is stored: bits of the codes, and bits of everything else."""
+        assert isinstance(packed, TrellisWeight)
+        codes = 8 * packed.bytes_by_role()["code"] / (packed.shape[0] * packed.shape[1])
+        return NominalBits(weight=codes, scale=packed.payload_bits() - codes)
+
+    @property
+    def _recipe(self) -> Recipe:
+        config = self.config
+        return Recipe(self.scale_dtype, config.seed, config.damping, frozenset(config.without))

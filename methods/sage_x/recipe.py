@@ -1,0 +1,23 @@
+"""How matrices are encoded: what all ingredients must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+# What can be left out: the rotation of the outputs, a rate for each column, visiting columns by their Hessian
+# diagonal, error feedback, a budget for each matrix, weighting tokens and outputs by the gradients that reach them,
+# and targets that make good the errors of earlier layers.
+Ingredient = Literal["rotation", "rates", "order", "feedback", "allocation", "weighting", "targets"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """without: ingredients left out, to see what each is worth."""
+
+    scale_dtype: torch.dtype = torch.float16
+    seed: int = 0
+    damping: float = 0.01
+    without: frozenset[Ingredient] = frozenset()

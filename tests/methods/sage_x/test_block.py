@@ -1,0 +1,73 @@
+"""One block encoded group by group, with and without training in between."""
+
+import pytest
+import small_block
+import torch
+
+from methods import LayerContext, create_method
+
+
+def encoded(noise=0.3, samples=8, **options):
+    """The block after encoding: its view, the result, how far its outputs are from the unquantized block's, and the
+    contexts."""
+    view = small_block.view(samples, noise=noise)
+    method = create_method("sage-x", **{"budget": 2.6, **options})
+    contexts = {name: LayerContext(f"model.{name}") for name in view.linears}
+    result = method.quantize_block(view, contexts)
+    outputs = torch.cat([view.run(sample) for sample in range(len(view.hidden))])
+    loss = float((outputs - view.targets).square().mean())
+    return view, result, loss, contexts
+
+
+def test_the_block_holds_what_was_stored():
+    view, result, _, _ = encoded()
+    assert list(result.packed) == list(view.linears)
+    for name, packed in result.packed.items():
+        assert torch.equal(view.linears[name].weight, packed.decode())
+        assert packed.payload_bits() <= 2.6
+        assert not torch.equal(result.targets[name], packed.decode())
+    assert result.folded == ()
+
+
+def test_what_stands_in_front_of_the_block_is_left_alone_and_its_weights_are_handed_back():
+    view, result, _, _ = encoded()
+    fresh = small_block.view()
+    assert torch.equal(view.targets, fresh.targets)
+    assert torch.equal(view.unquantized, fresh.unquantized)
+    assert torch.equal(view.hidden, fresh.hidden)
+    for name, linear in fresh.linears.items():
+        assert torch.equal(result.targets[name], linear.weight)
+
+
+def test_targets_that_make_good_earlier_errors_lower_the_loss():
+    """With the same inputs in both models all errors are the block's own."""
+    _, _, with_targets, _ = encoded(noise=0.0)
+    _, _, without, _ = encoded(noise=0.0, without=["targets"])
+    assert with_targets < 0.97 * without
+
+
+def test_training_lowers_the_loss_and_says_what_it_changed():
+    _, _, untrained, _ = encoded(noise=0.0, samples=32)
+    view, result, trained, contexts = encoded(noise=0.0, samples=32, tuning="blocks")
+    assert trained < 0.98 * untrained
+    assert result.folded == ("norm.weight",)
+    gain = view.block.norm.weight
+    assert torch.equal(gain, gain.half().float())  # an unquantized parameter counts 16 bits
+    assert not torch.equal(gain, torch.ones_like(gain))
+    assert len(contexts["gate"].facts["held_out_loss_after_tuning"]) == 3
+    for name, packed in result.packed.items():
+        assert torch.equal(view.linears[name].weight, packed.decode())
+
+
+def test_training_is_the_same_every_time():
+    (_, first, *_), (_, second, *_) = encoded(tuning="blocks"), encoded(tuning="blocks")
+    for name in first.packed:
+        assert torch.equal(first.packed[name].decode(), second.packed[name].decode())
+
+
+def test_a_single_sample_is_too_little_to_train_on():
+    view = small_block.view(samples=1)
+    method = create_method("sage-x", budget=2.6, tuning="blocks")
+    contexts = {name: LayerContext(name) for name in view.linears}
+    method.quantize_block(view, contexts)
+    assert contexts["gate"].facts["held_out_loss_after_tuning"] == pytest.approx([1.0] * 3)

@@ -1,0 +1,120 @@
+"""What an error in a layer costs: gradients of a tiny model, and a budget shared by all layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from methods import ModelView
+from methods.sage_x.allocation import column_prices, matrix_budgets
+from methods.sage_x.encoder import Pivots, encode_matrix
+from methods.sage_x.recipe import Recipe
+from methods.sage_x.sensitivity import measure
+
+VOCABULARY, HIDDEN = 24, 32
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class TinyModel(nn.Module):
+    """Embedding, two linear layers of which the second is followed by a small gain, head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, HIDDEN)
+        self.loud = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.quiet = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+        self.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, ids, use_cache=False):
+        x = self.embed(ids)
+        x = x + torch.tanh(self.loud(x))
+        return Output(self.head(x + 0.05 * self.quiet(x)))
+
+
+@pytest.fixture(scope="module")
+def view():
+    model = TinyModel()
+    windows = torch.randint(0, VOCABULARY, (6, 64), generator=torch.Generator().manual_seed(1))
+    return ModelView(model, {"loud": model.loud, "quiet": model.quiet}, windows)
+
+
+@pytest.fixture(scope="module")
+def found(view):
+    return measure(view, seed=0)
+
+
+def divergence(view, before):
+    after = view.model(view.windows).logits.log_softmax(-1)
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def test_shapes_and_that_weights_have_mean_one(view, found):
+    for entry in found.values():
+        assert entry.hessian.shape == (HIDDEN, HIDDEN)
+        assert entry.importance.shape == (HIDDEN,)
+        assert entry.token_weights.shape == view.windows.shape
+        assert float(entry.token_weights.mean()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_layer_behind_a_small_gain_is_less_sensitive(found):
+    assert float(found["quiet"].importance.mean()) < 0.05 * float(found["loud"].importance.mean())
+
+
+def test_the_predicted_divergence_is_the_measured_one(view, found):
+    """Half the trace of diag(importance) E H E^T, for a small random error."""
+    with torch.no_grad():
+        before = view.model(view.windows).logits.log_softmax(-1)
+        for name, linear in view.linears.items():
+            kept = linear.weight.clone()
+            predicted = measured = 0.0
+            for seed in range(8):
+                error = 0.01 * torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(seed))
+                linear.weight.copy_(kept + error)
+                measured += divergence(view, before)
+                cost = (error @ found[name].hessian * error).sum(dim=1)
+                predicted += 0.5 * float(cost @ found[name].importance)
+            linear.weight.copy_(kept)
+            assert predicted == pytest.approx(measured, rel=0.25)
+
+
+def test_the_model_is_left_as_it_was(view):
+    measure(view, seed=0)
+    assert all(parameter.grad is None for parameter in view.model.parameters())
+    assert not any(module._forward_hooks for module in view.model.modules())
+
+
+def test_measuring_is_seeded(view, found):
+    again = measure(view, seed=0)
+    assert torch.equal(again["loud"].hessian, found["loud"].hessian)
+
+
+@pytest.mark.parametrize("budget", [1.6, 2.2, 3.15])
+def test_the_model_s_budget_is_kept_and_goes_where_errors_hurt(view, found, budget):
+    weights = {name: linear.weight for name, linear in view.linears.items()}
+    recipe = Recipe()
+    budgets = matrix_budgets(weights, found, budget, recipe)
+    assert budgets["loud"] > budgets["quiet"] + 1
+    stored = sum(
+        encode_matrix(weights[name], Pivots.of(found[name].hessian, recipe), bits, recipe).nbytes()
+        for name, bits in budgets.items()
+    )
+    size = sum(weight.numel() for weight in weights.values())
+    assert budget - 0.1 < 8 * stored / size <= budget
+
+
+def test_column_prices_add_up_to_what_leaving_the_columns_out_costs_with_feedback(view, found):
+    weight, recipe = view.linears["loud"].weight, Recipe(without=frozenset({"feedback", "order"}))
+    prices = column_prices(weight, found["loud"], recipe)
+    error = weight
+    diagonal = found["loud"].hessian.diagonal() * 1.01
+    direct = 0.5 * float((error.square() * diagonal).sum(dim=1) @ found["loud"].importance)
+    # Rotated noise meets every output alike: equal up to the balance of the rows.
+    assert float(prices.sum()) == pytest.approx(direct, rel=0.3)
