@@ -94,7 +94,8 @@ class QuantizedEntry:
                 break
             blocks.append(block)
             self._spent += seconds
-        if wanted is not None and len(blocks) < wanted:  # the activations are those of a later block
+        # Activations of a later block, or a first block whose activations were not kept in time: of no use.
+        if len(blocks) < (wanted or 0) or (blocks and wanted is None and self._needs_stream()):
             blocks, stream, self._spent = [], None, 0.0
         self.restored_blocks = self._blocks = len(blocks)
         return blocks, stream
@@ -115,6 +116,7 @@ class QuantizedEntry:
         content = {
             "layers": [layer.as_record() for layer in block.layers],
             "sha256": checksums,
+            "stream": stream is not None,
             "seconds": now - self._since,
         }
         self._since = now
@@ -160,6 +162,10 @@ class QuantizedEntry:
         packed = {layer.name: stored[layer.name] for layer in layers}  # in model order again
         parameters = load_file(folded) if folded.name in content["sha256"] else {}
         return QuantizedModel(packed, layers, parameters), float(content["seconds"])
+
+    def _needs_stream(self) -> bool:
+        """True if the blocks behind the first one see activations that come through it."""
+        return bool(json.loads(self._described(0).read_text(encoding="utf-8"))["stream"])
 
     def _read_stream(self) -> tuple[dict[str, Tensor] | None, int | None]:
         """The activations, and the number of blocks that they come through; None where no method needed any."""

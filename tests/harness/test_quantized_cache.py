@@ -149,6 +149,14 @@ def test_a_block_without_the_activations_behind_it_is_made_again(blocks):
     assert torch.equal(activations["hidden"], hidden["hidden"])
 
 
+def test_a_first_block_whose_activations_were_not_kept_in_time_is_made_again(blocks):
+    made, hidden = blocks
+    entry = begun(made[:1], hidden)
+    (entry.folder / "stream.safetensors").unlink()  # killed between the block's log and its activations
+    assert entry.restore() == ([], None)
+    assert entry.restored_blocks == 0
+
+
 def test_without_activations_whole_blocks_are_enough(blocks):
     begun(blocks[0], None)
     (entry_folder("a") / "block-00001.json").unlink()
