@@ -17,6 +17,7 @@ from harness.environment import environment_record
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
 from harness.models.load import DTYPES, LoadedModel, load_model
+from harness.models.placement import Placement
 from harness.quantize import check_shapes
 from harness.runner import UNQUANTIZED, Progress, calibration_text, quantize_or_load
 from harness.runtime.architecture import Architecture, catalogued, of_config
@@ -128,7 +129,7 @@ def _fused(source: _Source) -> dict[str, list[PackedWeight]]:
 def _real(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh: bool, progress: Progress) -> _Source:
     loaded: LoadedModel = load_model(spec.model.name, spec.model.dtype, spec.model.device)
     architecture = of_config(loaded.model.config)  # before anything long: are its blocks known?
-    if loaded.placement is not None:
+    if loaded.placement.name != Placement.name:
         raise InputError(
             f"model {spec.model.name!r} does not fit on {spec.model.device}; use --synthetic --runtime banded"
         )

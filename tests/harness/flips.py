@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, str, str]] = {
         "methods.slim_llm.allocation",
         "widths[low], widths[high] = bits - 1, bits + 1", "widths[low], widths[high] = bits + 1, bits - 1",
     ),
+    "sage-x": ("methods.sage_x.columns", "round(-SCALE_STEPS * math.log2(", "round(SCALE_STEPS * math.log2("),
     "slim-llm-plus": ("methods.slim_llm.plus", "yield loss\n", "yield -loss\n"),
 }  # fmt: skip
 

@@ -124,7 +124,7 @@ RUNS = {
     "folder without a config": (model(lambda folder: (folder / "config.json").unlink()), "has no config.json"),
     "config that is not json": (model(write("config.json", "{")), "config.json is not valid JSON"),
     "config that is a list": (model(write("config.json", "[]")), "config.json is not valid JSON", "not an object"),
-    "model that is quantized": (config(quantization_config={"bits": 4}), "already quantized", "unquantized model"),
+    "model that is quantized": (config(quantization_config={"bits": 4}), "is quantized by 'unknown'", "GGUF"),
     "unknown architecture": (config(model_type="nonsense"), "cannot be loaded", "nonsense"),
     "architecture with code of its own": (
         config(model_type="theirs", auto_map={"AutoConfig": "theirs.Config"}), "cannot be loaded",

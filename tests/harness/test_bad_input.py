@@ -67,7 +67,7 @@ def test_wrong_names_and_numbers(place, capsys, case):
     ("arguments", "told"),
     [
         (["rnu"], ("'rnu'", "run", "list", "report")),
-        ([], ("run|decode|memory|list|report", "sagebench --help")),
+        ([], ("run|quantize|list|report", "sagebench --help")),
         (["list", "method"], ("'method'", "methods")),
         (["report", "--out", "nowhere"], ("no plan of a table below nowhere", "run reproduce.py first")),
         (["report", "--table", "2", "--out", "nowhere"], ("no plan of table2", "run reproduce.py first")),

@@ -30,6 +30,8 @@ def source(tmp_path, monkeypatch):
     for name in (
         "calibration.py",
         "quantize.py",
+        "layer_log.py",
+        "determinism.py",
         "corpora.py",
         "ledger.py",
         "runner.py",

@@ -6,7 +6,7 @@ from harness.runtime.synthetic_ledger import small_parameters
 from kernels.errors import InputError
 
 
-@pytest.mark.parametrize("name", models())
+@pytest.mark.parametrize("name", sorted(shapes()))
 def test_shapes_have_the_weights_of_the_catalogued_model(name):
     assert catalogued(name).linear_weights == models()[name].linear_parameters
 
