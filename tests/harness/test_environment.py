@@ -37,6 +37,7 @@ def source(tmp_path, monkeypatch):
         "runner.py",
         "evaluations.py",
         "reference.py",
+        "stored.py",
     ):
         (tmp_path / "harness" / name).write_text(name, encoding="utf-8")
     monkeypatch.setattr(environment, "_ROOT", tmp_path)
