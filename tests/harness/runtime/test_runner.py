@@ -115,6 +115,7 @@ def test_a_model_of_ones_own_is_quantized_and_decoded(model_folder, tmp_path, mo
         measure, "measure_bandwidth", lambda device: measure.Bandwidth(copy_gb_s=10.0, host_to_device_gb_s=None)
     )
     monkeypatch.setattr(measure, "_VOCABULARY", tiny.VOCABULARY)
+    monkeypatch.setenv("COLUMNS", "200")
     command = ["decode", "--model", str(model_folder), "--methods", "fp16", "sage-ptq", "--prompt", "5"]
     command += ["--tokens", "3", "--rounds", "1", "--dtype", "float32", "--out", str(tmp_path / "out")]
     assert main(command) == 0
