@@ -39,12 +39,6 @@ def asset_path(wanted: AssetFile) -> Path:
     return target
 
 
-def is_cached(wanted: AssetFile) -> bool:
-    """True if the file needs no download."""
-    asset = assets()[wanted.name]
-    return (cache_folder("assets", f"{wanted.name}-{asset.sha256[:12]}") / wanted.file).exists()
-
-
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
     digest = hashlib.sha256()

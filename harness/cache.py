@@ -61,11 +61,11 @@ def prune(keep: Path, marker: str, limit: float) -> None:
 
 
 def _last_used(marker: Path) -> float:
-    """Time of last use; 0 for an entry that another process has just removed, or never finished."""
-    try:
-        return marker.stat().st_mtime
-    except OSError:
-        return 0.0
+    """Time of last use, or of the last file of an entry that is not finished yet; 0 if it has just been removed."""
+    for path in (marker, marker.parent):
+        with suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0
 
 
 def _size(folder: Path) -> int:

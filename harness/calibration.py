@@ -10,8 +10,9 @@ so no model family needs a driver of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,21 +35,34 @@ class _Stop(Exception):
 class BlockStream:
     """Activations [samples, tokens, hidden] on their way through the decoder blocks."""
 
-    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor) -> None:
-        """windows: [samples, context], token ids."""
+    def __init__(self, model: nn.Module, blocks: Blocks, windows: Tensor, *, beside: bool = False) -> None:
+        """windows: [samples, context], token ids. beside: also keep the activations of the unquantized model."""
         self._blocks = blocks.blocks
         self._device = next(model.parameters()).device
         self._arguments = _block_arguments(model, self._blocks, windows[:1].to(self._device))
         self.hidden = _embed(model, self._blocks[0], windows, self._device)
+        self.unquantized = self.hidden.clone() if beside else None
 
     @property
     def samples(self) -> int:
         return self.hidden.shape[0]
 
+    def state(self) -> dict[str, Tensor]:
+        """All that a checkpoint must keep for the blocks that are left."""
+        beside = {} if self.unquantized is None else {"unquantized": self.unquantized}
+        return {"hidden": self.hidden, **beside}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.hidden = state["hidden"].to(self.hidden)
+        if self.unquantized is not None:
+            self.unquantized = state["unquantized"].to(self.hidden)
+
     def view(self, index: int) -> BlockView:
         """Block `index` with the activations in front of it."""
         block = self._blocks[index]
-        return BlockView(block, self.hidden, *self._arguments[index], block_linears(block))
+        plain = BlockView(block, self.hidden, *self._arguments[index], block_linears(block))
+        return replace(plain, collect=lambda needs: self.collect(index, needs))
 
     @torch.no_grad()
     def collect(self, index: int, needs: Needs, progress: Progress = lambda done: None) -> dict[str, LayerStatistics]:
@@ -74,10 +88,15 @@ class BlockStream:
 
     @torch.no_grad()
     def outputs(self, index: int, progress: Progress = lambda done: None) -> Tensor:
-        """The outputs of block `index`, as its weights are now, beside the activations: [samples, tokens, hidden]."""
-        outputs = torch.empty_like(self.hidden)
+        """The outputs of block `index`, as its weights are now, beside the activations: [samples, tokens, hidden].
+
+        On the unquantized model's activations where those are kept, else on the only ones there are.
+        """
+        inputs = self.hidden if self.unquantized is None else self.unquantized
+        outputs = torch.empty_like(inputs)
+        view = replace(self.view(index), hidden=inputs)
         for sample in range(self.samples):
-            outputs[sample] = self.view(index).run(sample)[0].to(outputs.device)
+            outputs[sample] = view.run(sample)[0].to(outputs.device)
             progress(sample + 1)
         return outputs
 
@@ -160,14 +179,19 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
     """The arguments that the model hands to each block besides the hidden state, from one ordinary forward pass.
 
     Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
+    The pass is left in front of the last block: the head's logits would be the largest tensor of all calibration.
     """
     captured: list[_Arguments] = []
-    handles = []
-    for block in blocks:
-        hook = lambda _, args, kwargs: captured.append(_besides_hidden(args, kwargs))  # noqa: E731
-        handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def catch(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(_besides_hidden(args, kwargs))
+        if block is blocks[-1]:
+            raise _Stop
+
+    handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
     try:
-        model(window, use_cache=False)
+        with suppress(_Stop):
+            model(window, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,6 @@ from pathlib import Path
 from kernels.errors import InputError
 
 CLAIMS_FOLDER = Path(__file__).resolve().parent.parent / "results" / "claims"
-DEFAULT_CLAIMS = CLAIMS_FOLDER / "sage_ptq.csv"
 BIT_METRICS = ("weight_bits", "scale_bits")
 _REQUIRED = ("source", "item", "model", "method", "metric")
 
@@ -44,12 +43,14 @@ COLUMNS = tuple(field.name for field in fields(Claim))
 
 
 def load_claims(path: Path | None = None) -> tuple[Claim, ...]:
-    """The claims of one csv file in its own order; by default those of the SAGE-PTQ paper.
+    """The claims of one csv file in its own order; by default those of all files of results/claims, by file name.
 
     Raises InputError naming the file and the line if a column is missing or unknown, a needed cell is empty,
     a value is not a finite number, or a claim is there twice.
     """
-    path = DEFAULT_CLAIMS if path is None else Path(path)
+    if path is None:
+        return tuple(claim for file in sorted(CLAIMS_FOLDER.glob("*.csv")) for claim in load_claims(file))
+    path = Path(path)
     try:
         # "utf-8-sig": a spreadsheet that saved the file may have put a byte order mark in front of it.
         with path.open(encoding="utf-8-sig", newline="") as file:

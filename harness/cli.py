@@ -1,5 +1,5 @@
-"""The command line: `sagebench run | decode | memory | list | report | compare`, and `scripts/reproduce.py`, which is
-`sagebench run`.
+"""The command line `sagebench`, and the scripts: `scripts/reproduce.py`, which is `sagebench run`, and
+`scripts/export_figures.py`.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130 interrupted.
 """
@@ -13,23 +13,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.checkpoint import commands as checkpoint
+from harness.paper_items import experiment_of, experiments_of_paper
 from kernels.errors import InputError
-
-_TABLES = (1, 2, 4)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `sagebench`."""
     parser = _Parser(prog="sagebench", description="Measure low-bit quantization of language models.")
     parser.add_argument("--version", action="version", version=f"sagebench {_version()}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|decode|memory|list|report|compare")
-    _add_run_arguments(verbs.add_parser("run", help="reproduce a table of the paper"))
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|quantize|list|report|...")
+    _add_run_arguments(verbs.add_parser("run", help="reproduce tables and figures of the paper"))
     _add_runtime_arguments(verbs.add_parser("decode", help="tokens per second of packed models, beside dense ones"))
     _add_runtime_arguments(verbs.add_parser("memory", help="memory of decoding with packed models"))
+    checkpoint.add_commands(verbs, _add_shared_arguments)
     listing = verbs.add_parser("list", help="show what is there")
     listing.add_argument("what", choices=["methods", "models", "corpora", "tasks", "experiments"])
-    report = verbs.add_parser("report", help="render tables again from their records, without running anything")
-    report.add_argument("--table", type=int, metavar="N", help="one table; all that were run if not given")
+    report = verbs.add_parser("report", help="tables, figures and report.html again from records, running nothing")
+    item = report.add_mutually_exclusive_group()
+    item.add_argument("--table", type=int, metavar="N", help="one table; everything that was run if not given")
+    item.add_argument("--figure", type=int, metavar="N", help="one figure")
     report.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
     compare = verbs.add_parser("compare", help="which differences between two runs are more than noise")
     compare.add_argument("keys", nargs=2, metavar="KEY", help="keys of two finished runs")
@@ -40,18 +43,80 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def reproduce(argv: Sequence[str] | None = None) -> int:
     """The script `reproduce.py`."""
-    parser = _Parser(prog="reproduce.py", description="Reproduce a table of the SAGE-PTQ paper.")
+    parser = _Parser(prog="reproduce.py", description="Reproduce tables and figures of the SAGE-PTQ paper.")
     _add_run_arguments(parser)
     return _guarded(lambda: _run(parser.parse_args(argv)))
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=int, metavar="N", help=f"table of the paper: {', '.join(map(str, _TABLES))}")
-    what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
+def check_regression(argv: Sequence[str] | None = None) -> int:
+    """The script `check_regression.py`."""
+    parser = _Parser(prog="check_regression.py", description="Compare every method with its baseline.")
     parser.add_argument(
-        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
+        "--baseline", type=Path, default=Path("results/baselines/smollm2.json"), help="(results/baselines/smollm2.json)"
     )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
+    parser.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
+    return _guarded(lambda: _check_regression(parser.parse_args(argv)))
+
+
+def _check_regression(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from rich.console import Console
+
+    from harness import regression
+    from harness.report.regression import show_checks, write_junit
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    baseline = regression.load_baseline(arguments.baseline)
+
+    def watch(name: str) -> None:
+        console.print(f"measuring {name}", markup=False)
+
+    if arguments.update:
+        regression.save_baseline(arguments.baseline, regression.update(baseline, arguments.methods, watch))
+        console.print(f"written: {arguments.baseline}", markup=False)
+        return 0
+    checks = regression.check(baseline, arguments.methods, watch)
+    show_checks(checks, console)
+    if arguments.junit is not None:
+        write_junit(arguments.junit, checks, arguments.baseline.stem)
+    return 1 if any(check.problem for check in checks) else 0
+
+
+def export_figures(argv: Sequence[str] | None = None) -> int:
+    """The script `export_figures.py`."""
+    from harness.report.figures.style import VENUES, WIDTHS
+
+    parser = _Parser(prog="export_figures.py", description="Figures from records, in the size and type of a venue.")
+    parser.add_argument("--format", default="pdf", help="pdf, svg, png, or several with commas between (default: pdf)")
+    parser.add_argument("--style", default="neurips", help=f"{', '.join(VENUES)} (default: neurips)")
+    parser.add_argument("--width", default="page", help=f"{' or '.join(WIDTHS)} (default: page)")
+    item = parser.add_mutually_exclusive_group()
+    item.add_argument("--table", type=int, metavar="N", help="only the figures drawn from this table's runs")
+    item.add_argument("--figure", type=int, metavar="N", help="only this figure of the paper")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--to", type=Path, help="where to write (default: figures/STYLE-WIDTH below --out)")
+    return _guarded(lambda: _export(parser.parse_args(argv)))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from harness.report.saved import export_saved
+
+    only = experiment_of(arguments.table, arguments.figure)
+    formats = [part for part in arguments.format.split(",") if part]
+    for path in export_saved(arguments.out, only, formats, arguments.style, arguments.width, arguments.to):
+        print(f"written: {path}")
+    return 0
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_shared_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, metavar="N", help="a table of the paper")
+    what.add_argument("--figure", type=int, metavar="N", help="a figure of the paper")
+    what.add_argument("--all", action="store_true", help="every table and figure of the paper")
+    what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
@@ -64,6 +129,21 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--divergence", action="store_true", help="measure KL from the unquantized model beside perplexity"
     )
     parser.add_argument(
+        "--synthetic", action="store_true", help="table 5: random weights of the model's shapes, nothing is downloaded"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
+    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
+    parser.add_argument("--save", action="store_true", help="keep packed checkpoints in checkpoints/ below --out")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+    _add_engine_arguments(parser.add_argument_group("many runs at once"))
+
+
+def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides the quantized weights, whether they are measured or kept."""
+    parser.add_argument(
+        "--profile", default="auto", help="embedded, paper or auto (default): where models and texts come from"
+    )
+    parser.add_argument(
         "--context", type=int, metavar="T", help="tokens of a window and of a calibration sample (2048)"
     )
     parser.add_argument("--calibration-samples", type=int, metavar="N", help="calibration samples")
@@ -74,10 +154,18 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reparameterize", action="store_true", help="take the weights off the grid of an already quantized source"
     )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of results (default: results)")
-    parser.add_argument("--fresh", action="store_true", help="repeat finished runs")
     parser.add_argument("--force", action="store_true", help="run even if memory looks too small")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs with their cost, run nothing")
+
+
+def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--workers", type=int, default=1, metavar="N", help="N runs at a time, each in its own process")
+    group.add_argument("--threads", type=int, metavar="T", help="threads of a run (default: its share of the cores)")
+    group.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the runs (array jobs)")
+    group.add_argument("--engine", choices=["local", "ray"], default="local", help="this machine, or a Ray cluster")
+    group.add_argument("--address", metavar="A", help="of the Ray cluster: auto, host:port or ray://host:port")
+    group.add_argument("--gpus-per-run", type=float, metavar="G", help="GPUs that Ray gives a run (1 on CUDA)")
+    group.add_argument("--memory-per-run", type=float, metavar="GB", help="memory that Ray reserves for a run")
+    group.add_argument("--retries", type=int, metavar="N", help="tries after a run's process died (1; with Ray 3)")
 
 
 def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +193,10 @@ def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
 def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.verb == "run":
         return _run(arguments)
+    if arguments.verb in checkpoint.VERBS:
+        if arguments.verb == "quantize":
+            _check_seed(arguments.seed)
+        return checkpoint.run_command(arguments)
     if arguments.verb in ("decode", "memory"):
         from harness.runtime.command import run_command
 
@@ -122,21 +214,22 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return 0
     from harness.report.saved import render_saved
 
-    render_saved(arguments.out, None if arguments.table is None else f"table{arguments.table}")
+    for path in render_saved(arguments.out, experiment_of(arguments.table, arguments.figure)):
+        print(f"written: {path}")
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.table is not None and arguments.table not in _TABLES:
-        raise InputError(f"table {arguments.table} is unknown; known: {', '.join(map(str, _TABLES))}")
+    name = experiment_of(arguments.table, arguments.figure)
     _check_seed(arguments.seed)
     if arguments.limit is not None and arguments.limit < 0:
         raise InputError(f"--limit {arguments.limit}: must be 1 or more, or 0 for all examples")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from harness.reproduce import run_experiment  # imports torch; the checks above answer at once
+    from harness.reproduce import run_experiments  # imports torch; the checks above answer at once
 
-    name = arguments.experiment if arguments.table is None else f"table{arguments.table}"
-    return run_experiment(name, arguments)
+    if arguments.all:
+        return run_experiments(list(dict.fromkeys(experiments_of_paper().values())), arguments)
+    return run_experiments([name or arguments.experiment], arguments)
 
 
 def _check_seed(seed: int) -> None:

@@ -85,8 +85,28 @@ def dataset_name(name: str) -> str:
     return path.name if path.stem in {entry.dataset for entry in corpora().values()} else path.stem
 
 
-def load_text(name: str, split: str) -> Text:
-    """One split ("test", "valid", "train") of a corpus by its resolved name. A text file has one split for all."""
+def load_text(name: str, split: str, content: str | None = None) -> Text:
+    """One split ("test", "valid", "train") of a corpus by its resolved name. A text file has one split for all.
+
+    content: the checksum (16 digits) of the local text that a run was planned with. Raises InputError if what is here
+    now is another one; nothing is fetched in its place.
+    """
+    if content is None:
+        return _load_text(name, split)
+    if name in corpora() and corpora()[name].asset is None and _local_file(corpora()[name], split) is None:
+        wanted = corpora()[name].local.get(split)
+        raise InputError(f"corpus {name!r}: planned with a local file, and there is none here; set SAGEBENCH_DATA to a "
+                         f"folder with {wanted}")  # fmt: skip
+    text = _load_text(name, split)
+    if text.sha256[:16] != content:
+        raise InputError(
+            f"corpus {name!r} ({split}): its text has sha256 {text.sha256[:16]}..., planned with {content}...; "
+            "plan again, or put the old file back"
+        )
+    return text
+
+
+def _load_text(name: str, split: str) -> Text:
     if name not in corpora():
         content = _read(Path(name))
         return Text(name, dataset_name(name), split, str(name), (content,), "", False, None)

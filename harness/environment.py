@@ -53,14 +53,17 @@ def quantization_fingerprint() -> str:
     Part of the key under which quantized weights are cached: an edited method never meets its old weights.
     """
     files = [*(_ROOT / "kernels").rglob("*.py"), *(_ROOT / "methods").rglob("*.py")]
-    files += [_ROOT / "harness" / name for name in ("calibration.py", "quantize.py", "corpora.py")]
+    names = ("calibration.py", "quantize.py", "layer_log.py", "determinism.py", "corpora.py")
+    files += [_ROOT / "harness" / name for name in names]
     return _hash_files([*files, *(_ROOT / "harness" / "models").rglob("*.py")])
 
 
 @cache
 def code_fingerprint() -> str:
     """The same over everything that a measurement depends on: quantization, metrics, the ledger and the runner."""
-    files = [_ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py")]
+    files = [
+        _ROOT / "harness" / name for name in ("ledger.py", "runner.py", "evaluations.py", "reference.py", "stored.py")
+    ]
     for folder in ("metrics", "zeroshot"):
         files += (_ROOT / "harness" / folder).rglob("*.py")
     return _hash_files(files, quantization_fingerprint())

@@ -10,12 +10,12 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
-import psutil
 import torch
 
 from harness.catalog import ModelEntry, find_task, models
+from harness.memory import available_memory
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import QualitySpec, RunSpec, ZeroShotSpec
+from harness.spec import STORED, ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -23,6 +23,7 @@ _ALL_WINDOWS = 150  # what "all windows" of WikiText-2 come to, give or take the
 _TOKENS_AN_ANSWER = 60  # of a zero-shot task: its question and one answer, give or take the task
 _LOAD_SECONDS_PER_PARAMETER = 3e-8
 _QUANTIZE_SECONDS_PER_WEIGHT = 6e-7
+_PROCESS_BYTES = 1_500_000_000  # Python, torch, transformers, and activations
 _ATTENTION_SHARE = 1.4  # forward pass with attention and loss over its matrix products alone
 
 
@@ -41,10 +42,12 @@ def estimate(spec: RunSpec) -> Estimate:
     seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
     for evaluation in spec.quality:
         seconds += _ATTENTION_SHARE * 2 * parameters * _tokens(evaluation) / speed
-    memory = parameters * _BYTES[spec.model.dtype] + 1_500_000_000
-    if torch.device(spec.model.device).type != "cpu" and memory > available_memory(spec.model.device):
-        # Blocks then come to the device one at a time; the largest models of the catalogue have 60 and more.
-        memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + 1_500_000_000
+    memory = parameters * _BYTES[spec.model.dtype] + _PROCESS_BYTES
+    if memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
+        # The largest models of the catalogue have 60 blocks and more.
+        memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + _PROCESS_BYTES
+    if spec.method.name == STORED:
+        return Estimate(seconds, memory)
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
     if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:
@@ -55,19 +58,22 @@ def estimate(spec: RunSpec) -> Estimate:
     return Estimate(seconds, memory)
 
 
+def _comes_in_blocks(model: ModelSpec) -> bool:
+    """True if a model that does not fit comes to its device one block at a time: to a GPU from host memory, to the CPU
+    from its safetensors files."""
+    if torch.device(model.device).type != "cpu":
+        return True
+    entry = models().get(model.name.lower())
+    gguf = model.name.endswith(".gguf") if entry is None else entry.asset is not None
+    return not gguf and not model.reparameterize
+
+
 def _tokens(evaluation: QualitySpec) -> int:
     """Tokens that go through the model for one evaluation."""
     if isinstance(evaluation, ZeroShotSpec):
         task = find_task(evaluation.task)
         return min(evaluation.limit or task.documents, task.documents) * task.choices * _TOKENS_AN_ANSWER
     return (evaluation.windows or _ALL_WINDOWS) * evaluation.context
-
-
-def available_memory(device: str) -> int:
-    """Bytes free on the device, or in the machine for the CPU."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _sizes(name: str) -> tuple[int, int]:

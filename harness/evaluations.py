@@ -53,7 +53,7 @@ def prepare(evaluation: QualitySpec, loaded: LoadedModel) -> Prepared:
     """Raises InputError for a text or documents that are missing, damaged or too short."""
     if isinstance(evaluation, ZeroShotSpec):
         return Prepared(evaluation, data=task_data(evaluation.task, evaluation.source))
-    text = load_text(evaluation.corpus, evaluation.split)
+    text = load_text(evaluation.corpus, evaluation.split, evaluation.content)
     ids = tokenize(text, loaded.tokenizer)
     check_vocabulary(ids, loaded)
     try:

@@ -18,6 +18,11 @@ def show(what: str, console: Console | None = None) -> None:
         what
     ]()
     console.print(table)
+    if what == "methods":
+        from methods.registry import broken_methods
+
+        for problem in broken_methods().values():
+            console.print(f"not usable: {problem}", markup=False, soft_wrap=True)
 
 
 def _methods() -> Table:
@@ -28,6 +33,7 @@ def _methods() -> Table:
         options = ", ".join(f"{name}={field.default}" for name, field in method.config.model_fields.items())
         source = method.provenance
         code = f"{source.code} (reconstruction)" if source.reconstruction else source.code
+        code = f"{code}; {source.remark}" if source.remark else code
         table.add_row(method.name, source.paper, code, source.parity, options)
     return table
 

@@ -54,12 +54,13 @@ class TablePlan:
     datasets: tuple[str, ...]  # the datasets asked for, as the claims call them: ("wikitext2",)
     rows: tuple[PlannedRow, ...]
     notes: tuple[str, ...] = ()  # facts for the caption: substitutions, profile
+    figures: tuple[str, ...] = ()  # what is drawn from the runs: names of harness.report.figures
 
     def __post_init__(self) -> None:
         _check_fields(self, texts=("name", "item", "title", "metric"), maybe_empty=())
         if not _PLAIN.fullmatch(self.name):
             raise InputError(f"table plan: name={self.name!r} must be letters, digits, _ . - (it names files)")
-        for name in ("datasets", "notes"):
+        for name in ("datasets", "notes", "figures"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(isinstance(value, str) and value for value in values):
                 raise InputError(f"table plan {self.name!r}: {name}={values!r} must be a list of texts")
@@ -93,10 +94,11 @@ class TablePlan:
         version = data.pop("format", None)
         if version != FORMAT:
             raise InputError(f"table plan: format={version!r}, must be {FORMAT}")
-        _check_keys(cls, data, "table plan", optional=("notes",))
+        _check_keys(cls, data, "table plan", optional=("notes", "figures"))
         data["rows"] = tuple(_row(row, number) for number, row in enumerate(_list(data, "rows"), start=1))
         data["datasets"] = tuple(_list(data, "datasets"))
-        data["notes"] = tuple(_list(data, "notes")) if "notes" in data else ()
+        for name in ("notes", "figures"):
+            data[name] = tuple(_list(data, name)) if name in data else ()
         return cls(**data)
 
     def save(self, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,24 +13,32 @@ from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import fingerprint, resolve_model
+from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runner import UNQUANTIZED
+from harness.runtime.architecture import catalogued
 from harness.spec import (
     CalibrationSpec,
+    DecodeSpec,
     DivergenceSpec,
     EvaluationSpec,
+    MemorySpec,
     MethodSpec,
     ModelSpec,
     PerplexitySpec,
     RunSpec,
     ZeroShotSpec,
 )
+from harness.stored import plan_stored
 from harness.zeroshot.tasks import task_data, task_source
 from kernels.errors import InputError, did_you_mean
 from methods import create_method
 from methods.registry import method_names
 from methods.validation import validated
+
+
+class NothingToMeasureError(InputError):
+    """None of the texts or tasks of an experiment can be had on this machine."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,19 @@ class Choices:
     device: str | None = None
     seed: int = 0
     reparameterize: bool = False
+    synthetic: bool = False  # random weights of the model's shapes, where speed and memory are measured
+
+    def suited_to(self, experiment: Experiment) -> Choices:
+        """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
+        known = {row.method for row in experiment.rows}
+        methods = tuple(method for method in self.methods if method in known)
+        if self.methods and not methods:
+            raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
+        if experiment.decode:
+            return replace(self, methods=methods, corpora=(), windows=None, divergence=False, tasks=(), limit=None)
+        if experiment.metric == "accuracy":
+            return replace(self, methods=methods, corpora=(), windows=None, divergence=False, synthetic=False)
+        return replace(self, methods=methods, tasks=(), limit=None, synthetic=False)
 
 
 @dataclass
@@ -83,7 +104,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
-    names = tuple(dict.fromkeys(choices.models)) or (experiment.models if profile.models == "paper" else profile.models)
+    names = tuple(dict.fromkeys(choices.models)) or _models_of(experiment, profile)
     rows = _chosen_rows(experiment, choices.methods)
     evaluations, remarks = _evaluations(experiment, choices, profile, sources)
     # Calibration text is a means, not a result: the embedded profile takes its own sample even where the hub is there.
@@ -91,18 +112,31 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     planned: list[PlannedRow] = []
     plan = Plan(TablePlan(experiment.name, experiment.item, experiment.title, experiment.metric, ("?",), ()))
     for name in names:
-        model, family = _model_spec(name, choices, profile)
-        reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
-        plan.runs.append(reference)
+        model, family = _model_spec(name, choices, profile, experiment)
+        if stored := None if choices.synthetic else plan_stored(model, evaluations):
+            plan.runs.append(stored.run)
+            planned.append(stored.row)
+            if not stored.can_be_quantized:
+                continue
+        reference = None
+        if evaluations:  # what runs are compared by; speed and memory stand for themselves
+            reference = _run_spec(UNQUANTIZED, {}, model, family, None, evaluations)
+            plan.runs.append(reference)
         for row in rows:
             if row.method not in method_names():
                 planned.append(_row(row, name, None, "method not registered"))
                 continue
+            if row.runtime.get("runtime") == "banded" and model.device == "cpu":
+                planned.append(_row(row, name, None, "not run: weights in bands need a CUDA device"))
+                continue
+            measured = (*evaluations, *_runtime_evaluations(experiment, row, choices.synthetic))
             options = {**profile.options.get(row.method, {}), **row.options}
-            spec = _run_spec(row.method, options, model, family, calibration, evaluations)
+            seeded = calibration if row.seed is None else calibration.model_copy(update={"seed": row.seed})
+            spec = _run_spec(row.method, options, model, family, seeded, measured)
             if spec.key not in {run.key for run in plan.runs}:
                 plan.runs.append(spec)
-            plan.references[spec.key] = reference.key
+            if reference is not None:
+                plan.references[spec.key] = reference.key
             planned.append(_row(row, name, spec.key, _row_note(row, family, profile.options.get(row.method, {}))))
     for name in experiment.models:
         if name.lower() not in {choice.lower() for choice in names}:
@@ -115,14 +149,35 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
         datasets=_datasets(experiment, choices),
         rows=tuple(planned),
         notes=(f"Profile: {profile_name}.", *remarks, *experiment.notes),
+        figures=experiment.figures,
     )
     return plan
+
+
+def _models_of(experiment: Experiment, profile: Profile) -> tuple[str, ...]:
+    """The experiment's models; where the profile replaces those of the papers, still those that are here already."""
+    if profile.models == "paper":
+        return experiment.models
+    here = (name for name in experiment.models if is_local(name))
+    return tuple(dict.fromkeys(here)) or profile.models
+
+
+def plan_quantization(name: str, method: str, options: dict[str, Any], choices: Choices) -> RunSpec:
+    """A run that quantizes model `name` and measures nothing. Raises InputError as `plan_table` does."""
+    profile_name = choose_profile(choices.profile)
+    profile = load_profile(profile_name)
+    model, family = _model_spec(name, choices, profile)
+    require_unquantized(resolve_model(name))
+    calibration = _calibration(choices, profile, profile_name)
+    return _run_spec(method, {**profile.options.get(method, {}), **options}, model, family, calibration, ())
 
 
 def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
     """What the table is about, as the claims call it: corpora, or tasks."""
     if experiment.metric == "accuracy":
         return choices.tasks or experiment.tasks
+    if experiment.decode:
+        return ("decode",)
     return tuple(dataset_name(corpus) for corpus in choices.corpora or experiment.corpora)
 
 
@@ -138,12 +193,18 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     return [row for row in experiment.rows if not methods or row.method in methods]
 
 
-def _model_spec(name: str, choices: Choices, profile: Profile) -> tuple[ModelSpec, str]:
+def _model_spec(
+    name: str, choices: Choices, profile: Profile, experiment: Experiment | None = None
+) -> tuple[ModelSpec, str]:
     device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
+    # A GPU-less machine computes in half precision at a crawl or not at all; what it decodes with is 16 bits wide.
+    on_cpu = "bfloat16" if experiment is not None and experiment.decode else "float32"
+    dtype = choices.dtype or (on_cpu if device == "cpu" else profile.dtype)
+    if choices.synthetic:
+        catalogued(name)  # raises for a model whose shapes are not known
+        return validated(ModelSpec, {"name": name, "dtype": dtype, "device": device}, "model"), catalogue()[name].family
     source = resolve_model(name)
-    # A GPU-less machine computes in half precision at a crawl or not at all.
-    dtype = choices.dtype or ("float32" if device == "cpu" else profile.dtype)
     values = {
         "name": source.name,
         "dtype": dtype,
@@ -171,11 +232,20 @@ def _evaluations(
     experiment: Experiment, choices: Choices, profile: Profile, sources: str
 ) -> tuple[tuple[EvaluationSpec, ...], tuple[str, ...]]:
     """What every run measures, and what the caption must say of what cannot be measured here."""
+    if choices.synthetic and not experiment.decode:
+        raise InputError(f"--synthetic is for tables of speed and memory; {experiment.name} measures quality")
     if experiment.metric == "accuracy":
         return _task_evaluations(experiment, choices, profile, sources)
+    if experiment.decode:
+        if choices.tasks or choices.corpora or choices.divergence or (choices.limit, choices.windows) != (None, None):
+            raise InputError(
+                "--corpus, --windows, --divergence, --tasks and --limit are for tables of quality; "
+                f"{experiment.name} measures speed"
+            )
+        return (), ()
     if choices.tasks or choices.limit is not None:
         raise InputError(f"--tasks and --limit are for zero-shot tables; {experiment.name} measures perplexity")
-    corpora = choices.corpora or experiment.corpora
+    corpora, absent = _corpora_here(experiment, choices, sources)
     shown: dict[str, str] = {}
     for corpus in corpora:
         if shown.setdefault(dataset_name(corpus), corpus) != corpus or corpora.count(corpus) > 1:
@@ -197,7 +267,35 @@ def _evaluations(
                 "content": local_checksum(found, "test"),
             }
             specs.append(validated(kind, values, f"evaluation on {corpus!r}"))
-    return tuple(specs), ()
+    return tuple(specs), (f"Not measured, no text here: {', '.join(absent)}.",) if absent else ()
+
+
+def _runtime_evaluations(experiment: Experiment, row: Row, synthetic: bool) -> tuple[EvaluationSpec, ...]:
+    """Speed and memory of a row, where the experiment measures them."""
+    if not experiment.decode:
+        return ()
+    options = {**experiment.decode, **row.runtime, "synthetic": synthetic}
+    where = f"{experiment.name}, row {row.setting!r}"
+    shared = {name: value for name, value in options.items() if name != "rounds"}
+    return validated(DecodeSpec, options, where), validated(MemorySpec, shared, where)
+
+
+def _corpora_here(experiment: Experiment, choices: Choices, sources: str) -> tuple[tuple[str, ...], list[str]]:
+    """The corpora to measure, and those that can be had from nowhere; one that was asked for by name must be here."""
+    if choices.corpora:
+        return choices.corpora, []
+    here, absent, problem = [], [], None
+    for corpus in experiment.corpora:
+        try:
+            resolve_corpus(corpus, sources, "test")
+        except InputError as error:
+            problem = problem or error
+            absent.append(corpus)
+        else:
+            here.append(corpus)
+    if not here:
+        raise NothingToMeasureError(str(problem))
+    return tuple(here), absent
 
 
 def _task_evaluations(
@@ -224,7 +322,7 @@ def _task_evaluations(
         values = {"task": task, "source": source, "limit": limit, "content": content and content[:16]}
         specs.append(validated(ZeroShotSpec, values, f"task {task!r}"))
     if not specs:
-        raise InputError(
+        raise NothingToMeasureError(
             f"{experiment.name}: none of its tasks is here ({', '.join(absent)}); set SAGEBENCH_DATA to a folder "
             "with zeroshot/*.jsonl, or use --profile paper to fetch them from the hub"
         )

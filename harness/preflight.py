@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from harness.cache import cache_limit, require_space
+from harness.cache import cache_folder, cache_limit, require_space
 from harness.calibration import check_sample_size
-from harness.estimate import available_memory, estimate
+from harness.estimate import estimate
+from harness.memory import available_memory
 from harness.models.source import block_matrices, resolve_model, tensor_shapes
 from harness.planning import Plan
 from harness.records import RecordStore
+from harness.spec import STORED, RunSpec
+from kernels.atomic import remove_stale_parts
 from kernels.errors import InputError
 from methods import create_method
 
@@ -19,45 +22,55 @@ _RECORD_BYTES = 20_000_000
 
 
 def check_output(out: Path, store: RecordStore) -> None:
-    """Raise InputError if records cannot be written below `out`, or the disk is full."""
+    """Raise InputError if records cannot be written below `out`, there can be no cache, or the disk is full."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=store.folder).close()  # a folder that is there may still be read-only
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
+    remove_stale_parts(store.folder)
     require_space(store.folder, _RECORD_BYTES, "records")
     cache_limit(0)
+    cache_folder()
 
 
 def check_methods(plan: Plan, store: RecordStore) -> None:
-    """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens.
+    """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens."""
+    for spec in plan.runs:
+        synthetic = any(getattr(part, "synthetic", False) for part in spec.evaluations)
+        if store.load(spec.key) is None and spec.method.name != STORED and not synthetic:
+            check_method(spec)
+
+
+def check_method(spec: RunSpec) -> None:
+    """As `check_methods`, for one run.
 
     Shapes come from the headers of local files; a model that is still on the hub is checked when it is loaded.
     """
-    for spec in plan.runs:
-        if store.load(spec.key) is not None:
-            continue
-        shapes = block_matrices(tensor_shapes(resolve_model(spec.model.name)))
-        method = create_method(spec.method.name, **spec.method.options)
-        for name, (out_features, in_features) in shapes.items():
-            try:
-                method.check_shape(out_features, in_features)
-            except InputError as error:
-                raise InputError(f"method {method.name!r}, {name}: {error}") from None
-        if spec.calibration is not None and shapes:
-            widest = max(in_features for _, in_features in shapes.values())
-            check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
+    shapes = block_matrices(tensor_shapes(resolve_model(spec.model.name)))
+    method = create_method(spec.method.name, **spec.method.options)
+    for name, (out_features, in_features) in shapes.items():
+        try:
+            method.check_shape(out_features, in_features)
+        except InputError as error:
+            raise InputError(f"method {method.name!r}, {name}: {error}") from None
+    if spec.calibration is not None and shapes:
+        widest = max(in_features for _, in_features in shapes.values())
+        check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
 
 
-def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool) -> None:
+def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool, at_once: int = 1) -> None:
     """Take runs that cannot fit in memory out of `plan`; their rows say why.
 
     asked_for: the user named the models; then the first that does not fit raises InputError instead. force: neither.
+    at_once: runs that share host memory.
     """
     if force:
         return
     for spec in list(plan.runs):
         cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
+        if spec.model.device == "cpu":
+            free //= at_once
         if cost <= free or store.load(spec.key) is not None:
             continue
         needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

@@ -1,47 +1,32 @@
 """Quantize a model block by block: packed weights out, their decoded values left in the model.
 
-The model that is measured afterwards holds exactly what the packed tensors decode to.
+The model that is measured afterwards holds exactly what the packed tensors decode to. Each finished block can be kept
+on disk together with the activations behind it: quantization that is interrupted goes on from the last block, and its
+result is the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.calibration import BlockStream
+from harness.determinism import seed_everything
+from harness.layer_log import Arguments, LayerLog, log_layer
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
+from harness.models.placement import Placement
 from kernels.errors import InputError, NumericalError
 from kernels.layouts import PackedWeight
-from methods import LayerContext, LayerStatistics, QuantizationMethod
-from methods.hessian import proxy_loss
+from kernels.linear import put_decoded
+from methods import LayerContext, LayerStatistics, LayerSurvey, QuantizationMethod
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class LayerLog:
-    """What is known of one quantized layer. relative_error: ||W - Q||^2 / ||W||^2. proxy_loss: the share of the layer's
-    output energy that is lost, tr((W - Q) H (W - Q)^T) / tr(W H W^T), or None without a Hessian."""
-
-    name: str
-    block: int
-    shape: tuple[int, int]
-    relative_error: float
-    proxy_loss: float | None
-    payload_bits: float
-    nominal_weight_bits: float
-    nominal_scale_bits: float
-    seconds: float
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def as_record(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -52,6 +37,23 @@ class QuantizedModel:
     packed: dict[str, PackedWeight]
     layers: list[LayerLog]
     folded: dict[str, Tensor] = field(default_factory=dict)
+
+    def extend(self, block: QuantizedModel) -> None:
+        """Add the next block."""
+        self.packed.update(block.packed)
+        self.layers.extend(block.layers)
+        self.folded.update(block.folded)
+
+
+class Checkpoints(Protocol):
+    """Where finished blocks are kept while a model is quantized."""
+
+    def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
+        """The blocks that are finished, and the state of the stream of activations in front of the next one."""
+
+    def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
+        """Keep block `index`, and the state of the stream in front of the one after it (None after the last block, or
+        for a method that needs none). Returns the block as it is kept."""
 
 
 def check_shapes(model: nn.Module, method: QuantizationMethod) -> None:
@@ -68,59 +70,90 @@ def quantize_model(
     method: QuantizationMethod,
     windows: Tensor | None,
     progress: Progress = lambda done, total, what: None,
-    bring: Callable[[nn.Module], None] = lambda block: None,
+    placement: Placement | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> QuantizedModel:
     """Quantize every linear layer of the decoder blocks of `model`, in place.
 
-    windows: [samples, context] calibration token ids; may be None for a method that needs nothing. bring: called with
-    each block before it is worked on, for models whose blocks come to the device one at a time.
+    windows: [samples, context] calibration token ids; may be None for a method that needs nothing. placement: for
+    models whose blocks come to the device one at a time. checkpoints: where finished blocks are kept; blocks that are
+    there already are not made again.
     """
     check_shapes(model, method)
     if windows is None and method.needs != "nothing":
         raise InputError(f"method {method.name!r} needs calibration text")
+    placement = placement or Placement()
     blocks = find_blocks(model)
-    stream = None if windows is None or method.needs == "nothing" else BlockStream(model, blocks, windows)
+    # Blocks behind the last one that is quantized need no activations.
+    count = 1 + max(index for index, block in enumerate(blocks.blocks) if block_linears(block))
+    # Plans and the activations in front of the first block come from the unquantized model, restored blocks or not.
+    plans: Mapping[str, Any] = {}
+    if windows is not None and method.surveys:
+        plans = method.plan_model(_survey(model, blocks, count, windows, placement))
+    stream = None
+    if windows is not None and method.needs != "nothing":
+        stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
     result = QuantizedModel({}, [])
-    for index, block in enumerate(blocks.blocks):
-        bring(block)
-        layers = len(block_linears(blocks.blocks[index]))
-        steps = _Steps(progress, index, len(blocks.blocks), 0 if stream is None else stream.samples, layers)
-        if stream is not None and method.needs == "block":
-            _quantize_block(blocks, index, method, stream, result, steps)
-        else:
-            _quantize_layers(blocks, index, method, stream, result, steps)
+    finished, state = ([], None) if checkpoints is None else checkpoints.restore()
+    for index, part in enumerate(finished):
+        placement.replace(blocks.blocks[index], *_inside(blocks, index, part))
+        result.extend(part)
+    if stream is not None and state is not None:
+        stream.restore(state)
+    for index in range(len(finished), count):
+        block = blocks.blocks[index]
+        placement.bring(block)
+        # By block, so that a method which draws from a global generator draws the same after an interruption.
+        seed_everything(method.config.seed + index)
+        steps = _Steps(progress, index, count, 0 if stream is None else stream.samples, block)
+        quantize = _quantize_block if stream is not None and method.needs == "block" else _quantize_layers
+        part = quantize(blocks, index, method, stream, steps, plans)
+        if checkpoints is not None:
+            last = index + 1 == count
+            part = checkpoints.save(index, part, None if stream is None or last else stream.state())
+        placement.remember(block, *_inside(blocks, index, part))
+        result.extend(part)
     progress(1, 1, "done")
     return result
 
 
-def install(model: nn.Module, quantized: QuantizedModel) -> None:
+def install(model: nn.Module, quantized: QuantizedModel, placement: Placement | None = None) -> None:
     """Put decoded weights and folded parameters into `model`. Raises InputError if they are not those of its layers."""
     linears = model_linears(model)
     if linears.keys() != quantized.packed.keys():
         unknown = sorted(quantized.packed.keys() ^ linears.keys())[0]
         raise InputError(f"packed weights and model differ in their layers, first in {unknown}")
     for name, linear in linears.items():
-        packed = quantized.packed[name]
-        if packed.shape != tuple(linear.weight.shape):
-            raise InputError(f"layer {name}: packed {packed.shape}, model {tuple(linear.weight.shape)}")
-        _put(linear, packed)
+        if quantized.packed[name].shape != tuple(linear.weight.shape):
+            raise InputError(f"layer {name}: packed {quantized.packed[name].shape}, model {tuple(linear.weight.shape)}")
     parameters = dict(model.named_parameters())
+    for name, tensor in quantized.folded.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise InputError(f"folded parameter {name} does not fit the model")
+    blocks, placement = find_blocks(model), placement or Placement()
+    for index, block in enumerate(blocks.blocks):
+        placement.replace(block, *_inside(blocks, index, quantized))
     with torch.no_grad():
-        for name, tensor in quantized.folded.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                raise InputError(f"folded parameter {name} does not fit the model")
-            parameters[name].copy_(tensor)
+        for name in quantized.folded.keys() - {name for name in parameters if name.startswith(f"{blocks.prefix}.")}:
+            parameters[name].copy_(quantized.folded[name])
+
+
+def _inside(blocks: Blocks, index: int, quantized: QuantizedModel) -> tuple[dict[str, PackedWeight], dict[str, Tensor]]:
+    """What `quantized` has for block `index`, packed and folded, by name inside the block."""
+    start = blocks.name(index, "")
+    packed = {name.removeprefix(start): w for name, w in quantized.packed.items() if name.startswith(start)}
+    return packed, {name.removeprefix(start): t for name, t in quantized.folded.items() if name.startswith(start)}
 
 
 class _Steps:
     """Progress of one block: its samples twice (inputs, outputs) and its layers, all blocks alike."""
 
-    def __init__(self, progress: Progress, index: int, blocks: int, samples: int, layers: int) -> None:
+    def __init__(self, progress: Progress, index: int, blocks: int, samples: int, block: nn.Module) -> None:
         self._progress = progress
         self._index = index
         self._blocks = blocks
         self._samples = samples
-        self._layers = layers
+        self._layers = len(block_linears(block))
 
     def inputs(self, done: int) -> None:
         self._report(done, "inputs")
@@ -143,45 +176,53 @@ def _quantize_layers(
     index: int,
     method: QuantizationMethod,
     stream: BlockStream | None,
-    result: QuantizedModel,
     steps: _Steps,
-) -> None:
+    plans: Mapping[str, Any],
+) -> QuantizedModel:
     """Layer by layer; the next block sees the outputs of the quantized block."""
+    result = QuantizedModel({}, [])
     statistics: dict[str, LayerStatistics] = {}
     if stream is not None:
         statistics = stream.collect(index, method.needs, steps.inputs)
     linears = block_linears(blocks.blocks[index])
     for done, (name, linear) in enumerate(linears.items(), start=1):
-        context = LayerContext(blocks.name(index, name), index, len(blocks.blocks))
+        context = _context(blocks, index, name, plans)
         seen = statistics.get(name)
+        arguments = Arguments(linear.weight, seen)
         start = time.perf_counter()
         try:
             packed = method.quantize_linear(linear.weight, seen, context)
         except NumericalError as error:
             raise NumericalError(f"{context.name}: {error}") from error
         seconds = time.perf_counter() - start
+        arguments.check(method, context.name)
         hessian = None if seen is None else seen.hessian
-        result.layers.append(_log(method, linear.weight, packed, hessian, seconds, context))
+        result.layers.append(log_layer(method, linear.weight, packed, hessian, seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
+        put_decoded(linear, packed)
         steps.layer(done, name)
     if stream is not None and index + 1 < len(blocks.blocks):
         stream.advance(index, steps.outputs)
+    return result
 
 
 def _quantize_block(
     blocks: Blocks,
     index: int,
     method: QuantizationMethod,
-    stream: BlockStream,
-    result: QuantizedModel,
+    stream: BlockStream | None,
     steps: _Steps,
-) -> None:
-    """The whole block at once; the next block sees the outputs of the unquantized block."""
+    plans: Mapping[str, Any],
+) -> QuantizedModel:
+    """The whole block at once; the next block sees the outputs that the method's `stream` says."""
+    assert stream is not None
+    result = QuantizedModel({}, [])
     block = blocks.blocks[index]
+    outputs = None if method.stream == "quantized" else stream.outputs(index, steps.inputs)
     view = stream.view(index)
-    outputs = stream.outputs(index, steps.inputs)
-    contexts = {name: LayerContext(blocks.name(index, name), index, len(blocks.blocks)) for name in view.linears}
+    if method.stream == "both":
+        view = replace(view, targets=outputs)
+    contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
     found = method.quantize_block(view, contexts)
     seconds = (time.perf_counter() - start) / len(view.linears)
@@ -191,49 +232,34 @@ def _quantize_block(
     for name, linear in view.linears.items():
         target = found.targets.get(name, linear.weight)
         packed, context = found.packed[name], contexts[name]
-        result.layers.append(_log(method, target, packed, None, seconds, context))
+        result.layers.append(log_layer(method, target, packed, found.hessians.get(name), seconds, context))
         result.packed[context.name] = packed.to("cpu")
-        _put(linear, packed)
-    stream.hidden = outputs
+        put_decoded(linear, packed)
     steps.layer(len(view.linears), "layers")
+    if outputs is not None and method.stream == "unquantized":
+        stream.hidden = outputs
+    elif index + 1 < len(blocks.blocks):
+        stream.unquantized = outputs
+        stream.advance(index, steps.outputs)
+    return result
 
 
-def _put(linear: nn.Linear, packed: PackedWeight) -> None:
-    with torch.no_grad():
-        linear.weight.copy_(packed.decode(linear.weight.dtype))
+def _context(blocks: Blocks, index: int, name: str, plans: Mapping[str, Any]) -> LayerContext:
+    full = blocks.name(index, name)
+    return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full))
 
 
-def _log(
-    method: QuantizationMethod,
-    weight: Tensor,
-    packed: PackedWeight,
-    hessian: Tensor | None,
-    seconds: float,
-    context: LayerContext,
-) -> LayerLog:
-    """Check what a method returned and note how good it is."""
-    if not isinstance(packed, PackedWeight):
-        raise NumericalError(
-            f"method {method.name!r} returned {type(packed).__name__} for {context.name}, no PackedWeight"
-        )
-    original, decoded = weight.detach().float(), packed.decode()
-    if decoded.shape != original.shape:
-        shapes = f"{tuple(decoded.shape)} for {context.name} {tuple(original.shape)}"
-        raise NumericalError(f"method {method.name!r} returned {shapes}")
-    if not torch.isfinite(decoded).all():
-        raise NumericalError(f"method {method.name!r} returned NaN or infinity for {context.name}")
-    energy = float(original.square().sum(dtype=torch.float64))
-    error = float((original - decoded).square().sum(dtype=torch.float64))
-    nominal = method.nominal_bits(packed)
-    return LayerLog(
-        name=context.name,
-        block=context.block,
-        shape=packed.shape,
-        relative_error=error / energy if energy else 0.0,
-        proxy_loss=None if hessian is None else proxy_loss(original, decoded, hessian),
-        payload_bits=packed.payload_bits(),
-        nominal_weight_bits=nominal.weight,
-        nominal_scale_bits=nominal.scale,
-        seconds=seconds,
-        facts=context.facts,
-    )
+def _survey(
+    model: nn.Module, blocks: Blocks, count: int, windows: Tensor, placement: Placement
+) -> dict[str, LayerSurvey]:
+    """All layers as the unquantized model feeds them, for methods that plan for the whole model."""
+    stream = BlockStream(model, blocks, windows)
+    survey = {}
+    for index, block in enumerate(blocks.blocks[:count]):
+        placement.bring(block)
+        for name, seen in stream.collect(index, "hessian").items():
+            linear = stream.view(index).linears[name]
+            trace = float(seen.hessian.diagonal().sum(dtype=torch.float64))
+            survey[blocks.name(index, name)] = LayerSurvey(linear.out_features, linear.in_features, trace)
+        stream.advance(index)
+    return survey

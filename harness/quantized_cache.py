@@ -1,29 +1,200 @@
-"""Quantized weights kept between runs, so that an interrupted or a second evaluation does not quantize again.
+"""Quantized weights on disk, block by block as they are made: what an interrupted run goes on from, and what a second
+evaluation of the same weights needs no quantization for.
 
-An entry is one safetensors file of packed weights and one JSON file (log, phases), under a key that covers the model's
-files, the method and its options, the calibration text and the code. The JSON file is written last: an entry without it
-does not count.
+An entry is a folder under a key that covers the model's files, the method and its options, the calibration text and the
+code:
+
+    block-00003.safetensors         packed weights          block-00003.folded.safetensors   folded parameters, if any
+    block-00003.json                log and checksums, written last: a block without it does not count
+    stream.safetensors              activations in front of the first block that is not finished
+    conditions.json                 machine and versions: only under the same ones are the rest's bits the same
+    quantized.json                  written last of all: an entry without it is unfinished
+
+Every file is written whole or not at all. A file that is damaged all the same (its checksum differs) is named in a
+warning, and what depends on it is made again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
+from harness.assets import sha256_of
 from harness.cache import cache_folder, cache_limit, prune, require_space
-from harness.quantize import LayerLog, QuantizedModel
-from kernels.atomic import atomic_path, write_text
+from harness.layer_log import LayerLog
+from harness.quantize import QuantizedModel
+from kernels.atomic import remove_stale_parts, write_text
 from kernels.errors import InputError
 from kernels.layouts import load_packed, save_packed
+from kernels.tensor_files import save_tensors
 
 # Bytes kept in all; the entries used longest ago go first. SAGEBENCH_CACHE_GB overrides it.
 _DEFAULT_GB = 8.0
+_LOG = logging.getLogger(__name__)
+# What reading a damaged file can raise.
+_DAMAGE = (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+class QuantizedEntry:
+    """The entry of one key. conditions: what its bits depend on besides the key."""
+
+    def __init__(self, key: str, conditions: dict[str, Any] | None = None) -> None:
+        self.folder = entry_folder(key)
+        self.restored_blocks = 0
+        self._blocks = 0
+        self._conditions = conditions or {}
+        self._spent = 0.0
+        self._since = time.perf_counter()
+
+    def load(self) -> tuple[QuantizedModel, dict[str, Any], int] | None:
+        """The finished weights, their phases and the bytes of their files, or None. A damaged entry is dropped."""
+        marker = self.folder / "quantized.json"
+        if not marker.is_file():
+            return None
+        try:
+            content = json.loads(marker.read_text(encoding="utf-8"))
+            whole, phases, size = QuantizedModel({}, []), dict(content["phases"]), int(content["file_bytes"])
+            for index in range(content["blocks"]):
+                whole.extend(self._read_block(index)[0])
+        except _DAMAGE as error:
+            _LOG.warning("quantized weights in %s are damaged (%s); they are made again", self.folder, error)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+        os.utime(marker)  # used now: pruning goes by it
+        return whole, phases, size
+
+    def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
+        """The finished blocks of an interrupted run, and the state of the stream of activations after them.
+
+        Nothing, if it ran under other conditions.
+        """
+        self._since = time.perf_counter()
+        remove_stale_parts(self.folder)
+        if not self._same_conditions():
+            self.clear()
+            write_text(self.folder / "conditions.json", json.dumps(self._conditions))
+            return [], None
+        stream, wanted = self._read_stream()
+        blocks: list[QuantizedModel] = []
+        while (wanted is None or len(blocks) < wanted) and self._described(len(blocks)).is_file():
+            try:
+                block, seconds = self._read_block(len(blocks))
+            except _DAMAGE as error:
+                _LOG.warning("checkpoint in %s is damaged (%s); quantizing from there again", self.folder, error)
+                break
+            blocks.append(block)
+            self._spent += seconds
+        if wanted is not None and len(blocks) < wanted:  # the activations are those of a later block
+            blocks, stream, self._spent = [], None, 0.0
+        self.restored_blocks = self._blocks = len(blocks)
+        return blocks, stream
+
+    def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
+        """Keep block `index` and the state of the stream after it; returns the block, mapped from its file."""
+        weights, folded = self._files(index)
+        size = sum(weight.nbytes() for weight in block.packed.values())
+        size += sum(tensor.numel() * tensor.element_size() for tensor in (stream or {}).values())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        require_space(self.folder, size + 1_000_000, "quantized weights")
+        save_packed(weights, block.packed)
+        checksums = {weights.name: sha256_of(weights)}
+        if block.folded:
+            save_tensors(folded, block.folded)
+            checksums[folded.name] = sha256_of(folded)
+        now = time.perf_counter()
+        content = {
+            "layers": [layer.as_record() for layer in block.layers],
+            "sha256": checksums,
+            "seconds": now - self._since,
+        }
+        self._since = now
+        write_text(self._described(index), json.dumps(content))
+        if stream is not None:
+            save_tensors(self.folder / "stream.safetensors", stream, {"blocks": str(index + 1)})
+        self._blocks = index + 1
+        return QuantizedModel({**block.packed, **load_packed(weights)}, block.layers, block.folded)
+
+    def finish(self, phases: dict[str, Any]) -> int:
+        """Mark the entry as finished; returns the bytes of its weight files."""
+        blocks = self._blocks
+        size = sum(file.stat().st_size for index in range(blocks) for file in self._files(index) if file.is_file())
+        write_text(self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size}))
+        (self.folder / "stream.safetensors").unlink(missing_ok=True)
+        prune(self.folder, "quantized.json", cache_limit(_DEFAULT_GB))
+        return size
+
+    def clear(self) -> None:
+        """Forget all that is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def seconds_before(self) -> float:
+        """Time that earlier, interrupted runs spent on the blocks that were restored."""
+        return self._spent
+
+    def _files(self, index: int) -> tuple[Path, Path]:
+        stem = f"block-{index:05d}"
+        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.folded.safetensors"
+
+    def _described(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.json"
+
+    def _read_block(self, index: int) -> tuple[QuantizedModel, float]:
+        content = json.loads(self._described(index).read_text(encoding="utf-8"))
+        weights, folded = self._files(index)
+        for file in (weights, folded):
+            if file.name in content["sha256"] and sha256_of(file) != content["sha256"][file.name]:
+                raise InputError(f"{file.name}: content differs from its checksum")
+        stored = load_packed(weights)
+        layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
+        packed = {layer.name: stored[layer.name] for layer in layers}  # in model order again
+        parameters = load_file(folded) if folded.name in content["sha256"] else {}
+        return QuantizedModel(packed, layers, parameters), float(content["seconds"])
+
+    def _read_stream(self) -> tuple[dict[str, Tensor] | None, int | None]:
+        """The activations, and the number of blocks that they come through; None where no method needed any."""
+        file = self.folder / "stream.safetensors"
+        if not file.is_file():
+            return None, None
+        try:
+            with safe_open(file, framework="pt") as opened:
+                # Copies: quantization writes into them.
+                state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+                return state, int((opened.metadata() or {})["blocks"])
+        except _DAMAGE as error:
+            _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
+            return None, 0
+
+    def _same_conditions(self) -> bool:
+        file = self.folder / "conditions.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except _DAMAGE as error:
+            _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
+            return False
+        if found != self._conditions:
+            _LOG.warning("%s was begun with %s, this is %s; quantizing from the first block again",
+                         self.folder, found, self._conditions)  # fmt: skip
+        return found == self._conditions
+
+
+def run_conditions(device: str) -> dict[str, Any]:
+    """What the bits of a run depend on besides its spec: torch, the device, and the number of threads."""
+    kind = torch.device(device)
+    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu"
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
 
 
 def entry_folder(key: str) -> Path:
@@ -31,40 +202,12 @@ def entry_folder(key: str) -> Path:
 
 
 def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any], int] | None:
-    """The cached weights, their phases and the size of the packed file, or None. A damaged entry is dropped."""
-    folder = entry_folder(key)
-    described = folder / "quantized.json"
-    if not described.is_file():
-        return None
-    try:
-        content = json.loads(described.read_text(encoding="utf-8"))
-        stored = load_packed(folder / "packed.safetensors")
-        layers = [LayerLog(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"]]
-        packed = {layer.name: stored[layer.name] for layer in layers}  # in model order again
-        phases, file_bytes = content["phases"], int(content["file_bytes"])
-        folded = load_file(folder / "folded.safetensors") if content["folded"] else {}
-    except (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError):
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    os.utime(described)  # used now: pruning goes by it
-    return QuantizedModel(packed, layers, folded), phases, file_bytes
+    """The finished weights of `key`, their phases and the bytes of their files, or None."""
+    return QuantizedEntry(key).load()
 
 
 def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> int:
-    """Keep `quantized` under `key`; returns the size of the packed file in bytes."""
-    folder = entry_folder(key)
-    size = sum(weight.nbytes() for weight in quantized.packed.values())
-    require_space(folder.parent, size + 1_000_000, "quantized weights")
-    save_packed(folder / "packed.safetensors", quantized.packed)
-    if quantized.folded:
-        with atomic_path(folder / "folded.safetensors") as part:
-            save_file({name: tensor.cpu() for name, tensor in quantized.folded.items()}, part)
-    content = {
-        "layers": [layer.as_record() for layer in quantized.layers],
-        "folded": sorted(quantized.folded),
-        "phases": phases,
-    }
-    size = (folder / "packed.safetensors").stat().st_size
-    write_text(folder / "quantized.json", json.dumps({**content, "file_bytes": size}))
-    prune(folder, "quantized.json", cache_limit(_DEFAULT_GB))
-    return size
+    """Keep `quantized`, made elsewhere, under `key` as one piece; returns the size of its files in bytes."""
+    entry = QuantizedEntry(key)
+    entry.save(0, quantized, None)
+    return entry.finish(phases)

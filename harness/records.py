@@ -7,13 +7,17 @@ aside as `<name>.corrupt` and counts as absent. This module does not need torch:
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from kernels.atomic import write_text
+from kernels.errors import InputError
 
 FORMAT = 1
+# Keys name files: nothing that could leave the folder.
+_KEY = re.compile(r"[0-9A-Za-z_-]+")
 
 
 class RecordStore:
@@ -24,10 +28,11 @@ class RecordStore:
         self.warnings: list[str] = []
 
     def path(self, key: str) -> Path:
-        return self.folder / f"{key}.json"
+        """The file of a record. Raises InputError for a key that could name a file elsewhere."""
+        return self.folder / f"{_checked(key)}.json"
 
     def failure_path(self, key: str) -> Path:
-        return self.folder / f"{key}.failed.json"
+        return self.folder / f"{_checked(key)}.failed.json"
 
     def load(self, key: str) -> dict[str, Any] | None:
         """The finished record of `key`, or None. A damaged file is moved aside and reported in `warnings`."""
@@ -61,8 +66,26 @@ class RecordStore:
 
     def load_all(self) -> dict[str, dict[str, Any]]:
         """Every finished record by key."""
-        keys = sorted(path.stem for path in self.folder.glob("*.json") if not path.name.endswith(".failed.json"))
+        keys = sorted(path.stem for path in self.folder.glob("*.json") if _KEY.fullmatch(path.stem))
         return {key: record for key in keys if (record := self.load(key)) is not None}
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise InputError(f"key {key!r} of a run: must be letters, digits, _ and -, such as 0123456789abcdef")
+    return key
+
+
+def outcome(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says, without when and how fast it came about: equal for runs that must be equal.
+
+    Left out: dates, times, memory, whether weights came from the cache, and where blocks lay while they were computed.
+    """
+    rest = {key: value for key, value in record.items() if key not in ("created", "phases")}
+    rest["quantization"] = {"key": record["quantization"]["key"], "file_bytes": record["quantization"]["file_bytes"]}
+    rest["model"] = {key: value for key, value in record["model"].items() if key != "placement"}
+    rest["layers"] = [{k: v for k, v in layer.items() if k != "seconds"} for layer in record["layers"]]
+    return rest
 
 
 def _problem(record: Any, key: str) -> str | None:

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.cache import cache_folder, cache_limit, prune, require_space
-from kernels.atomic import atomic_path, write_text
+from kernels.atomic import write_text
 from kernels.errors import InputError
+from kernels.tensor_files import save_tensors
 
 # Part of every key: raise it when what is kept changes.
 _FORMAT = 1
@@ -108,14 +109,15 @@ def build_reference(
         for index, window in enumerate(windows):
             hidden, logits = _forward(model, window.to(device))
             dtype = str(logits.dtype).removeprefix("torch.")
+            if index == 0 and not _is_whole(hidden, logits, head, softcap):
+                kind = "logits"
+            kept = logits if kind == "logits" or hidden is None else hidden
             if index == 0:
-                kind = "hidden" if _is_whole(hidden, logits, head, softcap) else "logits"
-                kept = logits if kind == "logits" or hidden is None else hidden
                 size = len(windows) * kept.numel() * kept.element_size()
                 _check_size(folder, size + sum(t.numel() * t.element_size() for t in head.values()))
                 if kind == "hidden":
-                    _save(folder / "head.safetensors", {name: _narrow(tensor) for name, tensor in head.items()})
-            _save(_window_file(folder, index), {"window": logits if kind == "logits" else hidden})
+                    save_tensors(folder / "head.safetensors", {name: _narrow(tensor) for name, tensor in head.items()})
+            save_tensors(_window_file(folder, index), {"window": kept})
             progress(index + 1, len(windows))
         facts = {"kind": kind, "dtype": dtype, "windows": len(windows), "softcap": softcap}
         write_text(folder / _MARKER, json.dumps(facts))
@@ -182,11 +184,6 @@ def _check_size(folder: Path, size: int) -> None:
             "use fewer --windows, or set SAGEBENCH_CACHE_GB"
         )
     require_space(folder, size + 1_000_000, "the reference for divergence")
-
-
-def _save(path: Path, tensors: dict[str, Any]) -> None:
-    with atomic_path(path) as part:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, part)
 
 
 def _window_file(folder: Path, index: int) -> Path:

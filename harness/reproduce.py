@@ -1,45 +1,93 @@
-"""The main job: experiment -> plan -> runs -> records -> table."""
+"""The main job: experiments -> plans -> runs -> records -> tables and figures."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from harness.claims import load_claims
+from harness.engines.choice import choose_engine
 from harness.estimate import estimate
 from harness.experiments import load_experiment
-from harness.planning import Choices, Plan, plan_table
+from harness.planning import Choices, NothingToMeasureError, Plan, plan_table
 from harness.preflight import check_memory, check_methods, check_output
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
-from harness.report.saved import plan_path, render_plan
-from harness.sweep import sweep
+from harness.report.saved import draw_plan, plan_path, render_page, render_plan
+from harness.saving import save_finished
+from harness.spec import RunSpec
+from harness.sweep import shard, sweep
+from kernels.errors import InputError, did_you_mean
+from methods.registry import method_names
 
 
-def run_experiment(name: str, arguments: argparse.Namespace) -> int:
-    """Carry out an experiment with the command line's `arguments`; returns the exit code."""
+def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Carry out experiments with the command line's `arguments`; returns the exit code.
+
+    Of several experiments each gets the choices that mean something to it, those without any data here are left out,
+    and a run that several of them need is made once.
+    """
     console = Console(highlight=False)
-    plan = plan_table(load_experiment(name), _choices(arguments))
+    plans = _plans(names, _choices(arguments), console)
     store = RecordStore(arguments.out / "runs")
     if arguments.dry_run:
-        _show_plan(plan, store, console)
+        _show_plans(plans, store, console)
         return 0
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
-    check_methods(plan, store)
-    check_memory(plan, store, asked_for=bool(arguments.model), force=arguments.force)
-    # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
-    plan.table.save(plan_path(arguments.out, plan.table.name))
-    outcome = sweep(plan.runs, plan.references, store, TerminalReporter(console), fresh=arguments.fresh)
+    engine = choose_engine(arguments)
+    # Ray's nodes are elsewhere, and Ray knows their memory.
+    force = arguments.force or arguments.engine == "ray"
+    for plan in plans:
+        check_methods(plan, store)
+        check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
+        # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
+        plan.table.save(plan_path(arguments.out, plan.table.name))
+    references = {key: reference for plan in plans for key, reference in plan.references.items()}
+    runs = _runs(plans) if arguments.shard is None else shard(_runs(plans), references, arguments.shard)
+    reporter = TerminalReporter(console)
+    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine)
+    if arguments.save:
+        for folder in save_finished(arguments.out, runs, store, reporter, renew=outcome.done):
+            console.print(f"saved: {folder}", markup=False, soft_wrap=True)
     for warning in outcome.warnings:
-        console.print(f"warning: {warning}", markup=False, style="yellow")
-    for path in render_plan(plan.table, arguments.out, console):
+        console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
+    paths = []
+    for plan in plans:
+        paths += render_plan(plan.table, arguments.out, console)
+        paths += draw_plan(plan.table, arguments.out, console)
+    paths.append(render_page(arguments.out))
+    for path in paths:
         console.print(f"written: {path}", markup=False)
     for line in outcome.errors.values():
-        console.print(f"failed: {line}", markup=False, style="red")
+        console.print(f"failed: {line}", markup=False, style="red", soft_wrap=True)
     return 1 if outcome.failed else 0
+
+
+def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Plan]:
+    if len(names) == 1:
+        return [plan_table(load_experiment(names[0]), choices)]
+    for method in choices.methods:
+        if method not in method_names():
+            raise InputError(f"unknown method {method!r}" + did_you_mean(method, method_names()))
+    plans = []
+    for name in names:
+        experiment = load_experiment(name)
+        try:
+            plans.append(plan_table(experiment, choices.suited_to(experiment)))
+        except NothingToMeasureError as error:
+            console.print(f"left out: {error}", markup=False, style="yellow")
+    if not plans:
+        raise InputError("nothing is left to run")
+    return plans
+
+
+def _runs(plans: Sequence[Plan]) -> list[RunSpec]:
+    """The runs of all plans, each once, in order: the unquantized reference of a run stands before it."""
+    return list({spec.key: spec for plan in plans for spec in plan.runs}.values())
 
 
 def _choices(arguments: argparse.Namespace) -> Choices:
@@ -59,29 +107,39 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         device=arguments.device,
         seed=arguments.seed,
         reparameterize=arguments.reparameterize,
+        synthetic=arguments.synthetic,
     )
 
 
-def _show_plan(plan: Plan, store: RecordStore, console: Console) -> None:
-    table = Table("run", "method", "model", "time", "memory", "state", title=plan.table.title)
+def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> None:
+    titles = [plan.table.title for plan in plans]
+    table = Table("run", "method", "model", "time", "memory", "state", title=titles[0] if len(titles) == 1 else None)
+    if len(plans) > 1:
+        table.add_column("for")
     seconds = 0.0
-    for spec in plan.runs:
+    for spec in _runs(plans):
         cost = estimate(spec)
         finished = store.load(spec.key) is not None
         seconds += 0.0 if finished else cost.seconds
         options = ", ".join(f"{key}={value}" for key, value in spec.method.options.items())
-        table.add_row(
+        cells = [
             spec.key,
             f"{spec.method.name} {options}".strip(),
             spec.model.name,
             f"{cost.seconds / 60:.1f} min",
             f"{cost.memory_bytes / 1e9:.1f} GB",
             "finished" if finished else "to do",
-        )
+        ]
+        if len(plans) > 1:
+            cells.append(", ".join(plan.table.name for plan in plans if spec in plan.runs))
+        table.add_row(*cells)
     console.print(table)
-    for row in plan.table.rows:
-        if row.run_key is None and row.note == "method not registered":
-            console.print(f"not run: {row.label} ({row.setting}): {row.note}", markup=False)
+    for row in dict.fromkeys(
+        (row.label, row.setting, row.run_key, row.note) for plan in plans for row in plan.table.rows
+    ):
+        label, setting, key, note = row
+        if key is None and note == "method not registered":
+            console.print(f"not run: {label} ({setting}): {note}", markup=False)
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow")
     console.print(f"to do: about {seconds / 60:.0f} minutes (an estimate, within a factor of two)")

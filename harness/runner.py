@@ -10,6 +10,7 @@ from typing import Any
 from harness.calibration import check_sample_size
 from harness.catalog import models
 from harness.corpora import Text, calibration_windows, load_text
+from harness.determinism import prefer_deterministic_kernels, seed_everything
 from harness.environment import environment_record, quantization_fingerprint
 from harness.evaluations import (
     check_vocabulary,
@@ -22,16 +23,20 @@ from harness.evaluations import (
 )
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
+from harness.metrics.weight_distribution import weight_distribution
 from harness.models.blocks import model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
-from harness.quantized_cache import load_quantized, save_quantized
-from harness.spec import RunSpec, ZeroShotSpec
+from harness.quantized_cache import QuantizedEntry, run_conditions
+from harness.spec import STORED, RunSpec, ZeroShotSpec
+from harness.stored import run_stored
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
+# Called with a model, what is installed in it, and the record of the run.
+Keep = Callable[[LoadedModel, QuantizedModel, dict[str, Any]], None]
 
 UNQUANTIZED = "fp16"
 _ANCHOR_TOLERANCE = 0.02
@@ -47,13 +52,19 @@ def run(
     reference: dict[str, Any] | None = None,
     fresh: bool = False,
     progress: Progress = lambda done, total, what: None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Carry out `spec` and return its record (without key and date, which the store adds).
 
-    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached.
+    reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached. keep:
+    called at the end with the quantized model and the record, for whoever wants to store it.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
+    if spec.method.name == STORED:
+        return run_stored(spec, fresh=fresh, progress=progress)
     method = create_method(spec.method.name, **spec.method.options)
+    seed_everything(method.config.seed)
+    prefer_deterministic_kernels(spec.model.device)
     phases = Phases(spec.model.device)
     progress(0, 1, "loading the model")
     with phases.measure("load"):
@@ -63,6 +74,7 @@ def run(
             spec.model.device,
             reparameterized=spec.model.reparameterize,
             seed=spec.model.seed,
+            quantized_blocks=spec.model.quantized_blocks,
         )
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
@@ -74,6 +86,7 @@ def run(
             with phases.measure("reference"):
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
+    distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
     quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
@@ -84,7 +97,7 @@ def run(
         with phases.measure("evaluate"):
             metrics.append(measure(evaluation, loaded, origin["key"], steps, fresh=fresh))
     reference_entry = _compare(spec, metrics, reference)
-    return {
+    record = {
         "spec": spec.model_dump(mode="json"),
         "environment": environment_record(),
         "model": loaded.as_record(),
@@ -101,10 +114,19 @@ def run(
         "reference": reference_entry,
         "ledger": build_ledger(loaded.model, quantized, origin["file_bytes"]),
         "layers": [layer.as_record() for layer in quantized.layers],
+        **({} if distributions is None else {"weights": distributions}),
         "phases": phases.measured,
         "quantization": origin,
         "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
     }
+    if keep is not None:
+        keep(loaded, quantized, record)
+    return record
+
+
+def _distributions(loaded: LoadedModel) -> dict[str, Any]:
+    """How the weights of each layer are distributed: a property of the model, so its own record alone holds it."""
+    return {name: weight_distribution(linear.weight) for name, linear in model_linears(loaded.model).items()}
 
 
 def _with_label(progress: Progress, what: str, done: int, total: int) -> None:
@@ -118,7 +140,7 @@ def calibration_text(spec: RunSpec, method: QuantizationMethod, loaded: LoadedMo
         raise InputError(f"method {method.name!r} needs calibration text")
     widest = max(linear.in_features for linear in model_linears(loaded.model).values())
     check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
-    text = load_text(spec.calibration.corpus, spec.calibration.split)
+    text = load_text(spec.calibration.corpus, spec.calibration.split, spec.calibration.content)
     asked = spec.calibration
     windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
     check_vocabulary(windows, loaded)
@@ -146,25 +168,33 @@ def quantize_or_load(
     fresh: bool,
     progress: Progress,
 ) -> tuple[QuantizedModel, dict[str, Any]]:
-    """The quantized weights, installed in the model, and where they come from: the cache, or made now and kept there.
+    """The quantized weights, installed in the model, and where they come from: the cache, or made now and kept there,
+    block by block, so that an interrupted run goes on from its last block.
 
     The unquantized model is not kept: it is made at once, and would be by far the largest entry.
     """
     text_hash = "" if calibration is None else calibration[0].sha256
     key = spec.quantization_key(loaded.sha256, text_hash, quantization_fingerprint())
-    cached = None if fresh else load_quantized(key)
+    entry = None if method.name == UNQUANTIZED else QuantizedEntry(key, run_conditions(spec.model.device))
+    if entry is not None and fresh:
+        entry.clear()
+    cached = None if entry is None else entry.load()
     if cached is not None:
         quantized, earlier, size = cached
-        install(loaded.model, quantized)
+        install(loaded.model, quantized, loaded.placement)
         phases.measured.update(earlier)
         return quantized, {"key": key, "from_cache": True, "file_bytes": size}
     with phases.measure("quantize"):
         windows = None if calibration is None else calibration[1]
-        quantized = quantize_model(loaded.model, method, windows, progress, loaded.bring)
-    if method.name == UNQUANTIZED:
+        quantized = quantize_model(loaded.model, method, windows, progress, loaded.placement, entry)
+    if entry is None:
         return quantized, {"key": key, "from_cache": False, "file_bytes": None}
-    size = save_quantized(key, quantized, {"quantize": phases.measured["quantize"]})
-    return quantized, {"key": key, "from_cache": False, "file_bytes": size}
+    if entry.restored_blocks:
+        phases.measured["quantize"]["seconds"] += entry.seconds_before
+    size = entry.finish({"quantize": phases.measured["quantize"]})
+    return quantized, {
+        "key": key, "from_cache": False, "restored_blocks": entry.restored_blocks, "file_bytes": size,
+    }  # fmt: skip
 
 
 def _compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:

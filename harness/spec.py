@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Part of every key: raise it when a change makes earlier results wrong or incomparable.
 SPEC_VERSION = 1
+# In place of a method's name: the model is measured as it is stored.
+STORED = "stored"
 
 
 class Spec(BaseModel):
@@ -25,6 +27,8 @@ class ModelSpec(Spec):
     """Seed of the reparameterization; without it always 0."""
     content: str | None = None
     """Checksum of the weight files of a folder or file of the user's: other content is another run."""
+    quantized_blocks: int | None = Field(None, ge=1)
+    """Only the linear layers of the first N decoder blocks are quantized; None for all (the regression gate's)."""
 
 
 class MethodSpec(Spec):
@@ -43,8 +47,9 @@ class CalibrationSpec(Spec):
     """Checksum of the text, where it comes from a local file."""
 
 
-class PerplexitySpec(Spec):
-    metric: Literal["perplexity"] = "perplexity"
+class _TextSpec(Spec):
+    """What evaluations on a text have in common."""
+
     corpus: str
     split: str = "test"
     context: int = Field(2048, ge=2)
@@ -52,6 +57,10 @@ class PerplexitySpec(Spec):
     """How many windows from the start of the text; None for all."""
     content: str | None = None
     """Checksum of the text, where it comes from a local file."""
+
+
+class PerplexitySpec(_TextSpec):
+    metric: Literal["perplexity"] = "perplexity"
 
 
 class ZeroShotSpec(Spec):
@@ -65,16 +74,10 @@ class ZeroShotSpec(Spec):
     """Checksum of the documents, where they come from a local file."""
 
 
-class DivergenceSpec(Spec):
+class DivergenceSpec(_TextSpec):
     metric: Literal["divergence"] = "divergence"
-    corpus: str
-    split: str = "test"
-    context: int = Field(2048, ge=2)
-    windows: int | None = Field(None, ge=1)
     reference_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Dtype of the unquantized model that gives P_ref, whatever the dtype of the run."""
-    content: str | None = None
-    """Checksum of the text, where it comes from a local file."""
 
 
 class RuntimeSpec(Spec):
@@ -120,7 +123,7 @@ class RunSpec(Spec):
     @property
     def key(self) -> str:
         """16 hex digits that identify the spec."""
-        return _hash(self.model_dump(mode="json"))
+        return _hash(self._content())
 
     @property
     def quality(self) -> tuple[QualitySpec, ...]:
@@ -132,7 +135,14 @@ class RunSpec(Spec):
 
         facts: whatever else decides the weights (fingerprints of the model's files, the text and the code).
         """
-        return _hash({**self.model_dump(mode="json", exclude={"evaluations"}), "facts": facts})
+        return _hash({**self._content("evaluations"), "facts": facts})
+
+    def _content(self, *without: str) -> dict[str, Any]:
+        """What keys are made from. A field that came later is left out where it says nothing: old keys stay."""
+        content = self.model_dump(mode="json", exclude=set(without))
+        if content["model"]["quantized_blocks"] is None:
+            del content["model"]["quantized_blocks"]
+        return content
 
     def describe(self) -> str:
         """The method and its options in one line."""

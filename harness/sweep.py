@@ -1,16 +1,13 @@
-"""Many runs, one after the other: finished ones are skipped, failed ones are kept and do not stop the rest."""
+"""Many runs on an engine: finished ones are skipped, failed ones are kept and do not stop the rest."""
 
 from __future__ import annotations
 
-import errno
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.engines.base import Engine, InProcess, Result, Task
 from harness.environment import code_fingerprint
 from harness.records import RecordStore
-from harness.runner import run
 from harness.spec import RunSpec
 from kernels.errors import InputError
 
@@ -31,7 +28,7 @@ class Reporter:
 
     def begin(self, spec: RunSpec, number: int, total: int) -> None: ...
 
-    def progress(self, done: int, total: int, what: str) -> None: ...
+    def progress(self, spec: RunSpec, done: int, total: int, what: str) -> None: ...
 
     def end(self, spec: RunSpec, status: str, record: dict[str, Any] | None) -> None: ...
 
@@ -43,48 +40,76 @@ def sweep(
     reporter: Reporter | None = None,
     *,
     fresh: bool = False,
-    execute: Callable[..., dict[str, Any]] = run,
+    engine: Engine | None = None,
 ) -> Outcome:
-    """Carry out `runs` in order. references: run key -> key of the unquantized run it is compared with.
+    """Carry out `runs`. references: run key -> key of the unquantized run it is compared with, which goes first.
 
-    InputError stops the sweep: nothing is recorded for the run it came from. Any other failure is recorded and the
-    sweep goes on. With `fresh` finished runs are repeated.
+    Bad input stops the sweep: nothing is recorded for the run it came from, and InputError is raised. Any other failure
+    is recorded and the sweep goes on. With `fresh` finished runs are repeated. engine: in this process if not given.
     """
-    reporter = reporter or Reporter()
+    reporter, engine = reporter or Reporter(), engine or InProcess()
     outcome = Outcome()
-    for number, spec in enumerate(runs, start=1):
-        finished = None if fresh else store.load(spec.key)
-        if finished is not None:
-            if finished["environment"].get("code") != code_fingerprint():
-                outcome.warnings.append(f"{spec.describe()}: measured with other code than this; --fresh repeats it")
-            outcome.skipped.append(spec.key)
-            reporter.end(spec, "finished before", finished)
-            continue
-        reporter.begin(spec, number, len(runs))
-        try:
-            record = execute(
-                spec,
-                reference=_reference(spec, references, store, outcome),
-                fresh=fresh,
-                progress=reporter.progress,
-            )
-            store.save(spec.key, record)
-        except (InputError, KeyboardInterrupt):
+    number = {spec.key: position for position, spec in enumerate(runs, start=1)}
+    waiting = [spec for spec in runs if fresh or not _is_finished(spec, store, outcome, reporter)]
+    running: dict[str, RunSpec] = {}
+    try:
+        while waiting or running:
+            for spec in _ready(waiting, running, references)[: engine.slots - len(running)]:
+                waiting.remove(spec)
+                reporter.begin(spec, number[spec.key], len(runs))
+                try:
+                    reference = _reference(spec, references, store, outcome)
+                except LookupError as error:
+                    _fail(Result(spec, None, f"RuntimeError: {error}", str(error)), store, outcome, reporter)
+                    continue
+                running[spec.key] = spec
+                engine.start(Task(spec, reference, fresh))
+            if running:
+                result = engine.wait(reporter.progress)
+                del running[result.spec.key]
+                _settle(result, store, outcome, reporter)
+    except BaseException:
+        for spec in running.values():
             reporter.end(spec, "stopped", None)
-            raise
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise InputError(
-                    f"no disk space left ({error.filename or store.folder}); finished runs are kept"
-                ) from error
-            _fail(spec, error, store, outcome, reporter)
-        except Exception as error:  # one failed run must not lose the others
-            _fail(spec, error, store, outcome, reporter)
-        else:
-            outcome.done.append(spec.key)
-            reporter.end(spec, "done", record)
+        raise
+    finally:
+        engine.close()
     outcome.warnings += store.warnings
     return outcome
+
+
+def shard(runs: list[RunSpec], references: dict[str, str], part: str) -> list[RunSpec]:
+    """The share of `runs` that falls to `part`, "2/8" for the second of eight, with the references that it needs.
+
+    A reference whose record is there already is not run again. Raises InputError for anything else than i/n.
+    """
+    first, _, second = part.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise InputError(f"--shard {part!r}: must be i/n with i from 1 to n, such as 1/4")
+    index, count = int(first) - 1, int(second)
+    compared = {references.get(spec.key, spec.key) for spec in runs}
+    mine = [spec for spec in runs if spec.key not in compared][index::count]
+    needed = {references[spec.key] for spec in mine if spec.key in references}
+    alone = [spec for spec in runs if spec.key in compared][index::count]
+    keep = {spec.key for spec in (*mine, *alone)} | needed
+    return [spec for spec in runs if spec.key in keep]
+
+
+def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: Reporter) -> bool:
+    record = store.load(spec.key)
+    if record is None:
+        return False
+    if record["environment"].get("code") != code_fingerprint():
+        outcome.warnings.append(f"{spec.describe()}: measured with other code than this; --fresh repeats it")
+    outcome.skipped.append(spec.key)
+    reporter.end(spec, "finished before", record)
+    return True
+
+
+def _ready(waiting: list[RunSpec], running: dict[str, RunSpec], references: dict[str, str]) -> list[RunSpec]:
+    """Runs whose reference is neither waiting nor running."""
+    unsettled = {spec.key for spec in waiting} | running.keys()
+    return [spec for spec in waiting if references.get(spec.key, "") not in unsettled - {spec.key}]
 
 
 def _reference(
@@ -97,13 +122,26 @@ def _reference(
     # With `fresh` an older record may be there even though the run has just failed.
     record = None if key in outcome.failed else store.load(key)
     if record is None:
-        raise RuntimeError("the unquantized model was not measured under this protocol: its run failed")
+        raise LookupError("the unquantized model was not measured under this protocol: its run failed")
     return record
 
 
-def _fail(spec: RunSpec, error: Exception, store: RecordStore, outcome: Outcome, reporter: Reporter) -> None:
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    store.save_failure(spec.key, spec.model_dump(mode="json"), line, traceback.format_exc())
+def _settle(result: Result, store: RecordStore, outcome: Outcome, reporter: Reporter) -> None:
+    """Keep what came of a run."""
+    if result.bad_input:
+        reporter.end(result.spec, "stopped", None)
+        raise InputError(result.error)
+    if result.record is None:
+        _fail(result, store, outcome, reporter)
+        return
+    store.save(result.spec.key, result.record)
+    outcome.done.append(result.spec.key)
+    reporter.end(result.spec, "done", result.record)
+
+
+def _fail(result: Result, store: RecordStore, outcome: Outcome, reporter: Reporter) -> None:
+    spec = result.spec
+    store.save_failure(spec.key, spec.model_dump(mode="json"), result.error, result.details)
     outcome.failed.append(spec.key)
-    outcome.errors[spec.key] = f"{spec.describe()}: {line}"
+    outcome.errors[spec.key] = f"{spec.describe()}: {result.error}"
     reporter.end(spec, "failed", None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -35,6 +36,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
             os.close(folder)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove what killed processes left half-written in `folder`: files of `atomic_path` older than so many seconds.
+
+    A younger one may be another process's, at work now.
+    """
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process may be cleaning up too
+            if time.time() - part.stat().st_mtime > older_than:
+                part.unlink()
 
 
 def write_text(target: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from kernels.errors import InputError
 from kernels.layouts.base import PackedWeight, layout_class
 from kernels.products import has_kernel, kernel_product
 
@@ -33,6 +34,16 @@ def pick_product(inputs: Tensor, packed: PackedWeight) -> Product:
     return kernel_product if has_kernel(inputs, packed) else decode_and_multiply
 
 
+def put_decoded(linear: nn.Linear, packed: PackedWeight) -> None:
+    """The decoded weight into a dense layer; where the format quantizes activations too, their rounding before it."""
+    with torch.no_grad():
+        linear.weight.copy_(packed.decode(linear.weight.dtype))
+    if packed.rounds_inputs:
+        if not hasattr(linear, "rounding"):  # put a second time: one rounding is enough
+            linear.register_forward_pre_hook(lambda module, args: (module.rounding.round_inputs(args[0]), *args[1:]))
+        linear.rounding = packed  # type: ignore[assignment]
+
+
 class PackedLinear(nn.Module):
     """y = x W^T + b with W packed; x [..., in_features] of any float dtype, y [..., out_features] of the same.
 
@@ -48,10 +59,12 @@ class PackedLinear(nn.Module):
         self.metadata = dict(metadata)
         self.out_features, self.in_features = metadata["shape"]
         self.tensor_names = tuple(tensors)
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._checked: PackedWeight | None = None
+        for name, tensor in tensors.items():
+            if not name.isidentifier() or hasattr(self, name):  # names come from files
+                raise InputError(f"{name!r} is no name of a packed tensor")
+            self.register_buffer(name, tensor)
 
     @classmethod
     def from_packed(cls, packed: PackedWeight, bias: Tensor | None = None) -> Self:
@@ -70,14 +83,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         packed = self.packed
+        if packed.rounds_inputs:
+            inputs = packed.round_inputs(inputs)
         return pick_product(inputs, packed)(inputs, packed, self.bias)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """A dense layer with the decoded weight, in `dtype`, on the same device."""
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.packed.decode(dtype), requires_grad=False)
+        packed = self.packed
+        device = next(iter(packed.tensors().values())).device
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, dtype=dtype)
+        linear.to_empty(device=device).requires_grad_(False)
+        put_decoded(linear, packed)
         if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+            linear.bias.copy_(self.bias)
         return linear
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

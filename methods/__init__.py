@@ -4,7 +4,7 @@ from methods import LayerStatistics, create_method
 packed = create_method("gptq", bits=4, group_size=128).quantize_linear(weight, LayerStatistics.from_inputs(x))
 """
 
-from methods.base import LayerContext, MethodConfig, NominalBits, Provenance, QuantizationMethod
+from methods.base import LayerContext, LayerSurvey, MethodConfig, NominalBits, Provenance, QuantizationMethod
 from methods.block import BlockResult, BlockView
 from methods.registry import MethodInfo, create_method, list_methods, method_class, register_method
 from methods.statistics import LayerStatistics
@@ -14,6 +14,7 @@ __all__ = [
     "BlockView",
     "LayerContext",
     "LayerStatistics",
+    "LayerSurvey",
     "MethodConfig",
     "MethodInfo",
     "NominalBits",

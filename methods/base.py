@@ -21,6 +21,10 @@ from methods.statistics import LayerStatistics
 # whole decoder blocks with the activations in front of them (such a method implements `quantize_block`).
 Needs = Literal["nothing", "hessian", "inputs", "block"]
 
+# Whose activations a method that works on whole blocks sees in front of a block: those of the unquantized model, those
+# that came through quantized blocks, or the latter together with the unquantized model's outputs of the block.
+Stream = Literal["unquantized", "quantized", "both"]
+
 
 class MethodConfig(BaseModel):
     """Options that every method has. A method's own config adds fields, each with a default and a description."""
@@ -44,6 +48,8 @@ class Provenance:
     """What equality with the authors' code has been tested: "tested on golden vectors", "none released", ..."""
     reconstruction: bool = False
     """True when the paper's text leaves so much open that the result is ours as much as the authors'."""
+    remark: str = ""
+    """What a reader of any of the method's numbers must know, such as that activations are quantized too."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,17 @@ class LayerContext:
     block: int = 0
     blocks: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
+    plan: Any = None
+    """What `plan_model` chose for this layer."""
+
+
+@dataclass(frozen=True)
+class LayerSurvey:
+    """What is known of a layer before any is quantized. hessian_trace: of its inputs in the unquantized model."""
+
+    out_features: int
+    in_features: int
+    hessian_trace: float
 
 
 class QuantizationMethod(ABC):
@@ -70,6 +87,9 @@ class QuantizationMethod(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     provenance: ClassVar[Provenance]
+    stream: ClassVar[Stream] = "unquantized"
+    surveys: ClassVar[bool] = False
+    """True if `plan_model` is to be called before the first layer is quantized."""
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -95,6 +115,13 @@ class QuantizationMethod(ABC):
     @abstractmethod
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """Bits per weight of one quantized matrix, counted as the method's paper counts."""
+
+    def plan_model(self, survey: Mapping[str, LayerSurvey]) -> Mapping[str, Any]:
+        """What each layer of a model is to get, by name: for methods that spread bits over the whole model.
+
+        The entry of a layer is handed to `quantize_linear` or `quantize_block` as its context's `plan`.
+        """
+        raise TypeError(f"method {self.name!r} plans nothing for a whole model")
 
     def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
         """Quantize all linear layers of a decoder block at once; for methods whose `needs` is "block".
@@ -132,6 +159,12 @@ class QuantizationMethod(ABC):
                 f"weight has in_features={weight.shape[1]}"
             )
         return statistics
+
+    def _inputs(self, statistics: LayerStatistics, context: LayerContext) -> Tensor:
+        """The layer's inputs [samples, tokens, in_features], after checking that they were kept."""
+        if statistics.inputs is None:
+            raise InputError(f"{context.name}: method {self.name!r} needs the layer's inputs, not only their Hessian")
+        return statistics.inputs
 
     @property
     def scale_dtype(self) -> torch.dtype:

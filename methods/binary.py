@@ -14,22 +14,21 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.layouts import BinaryWeight, PackedWeight
-from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
+from methods.base import LayerContext, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.binarization import row_moments
 from methods.compensation import WorkingColumns, compensate_columns
 from methods.grids import resolve_group_size
 from methods.rounding import store
+from methods.second_order import CompensationConfig, aligned_block_size, logged_factor
 from methods.statistics import LayerStatistics
 
 
-class BinaryConfig(MethodConfig):
+class BinaryConfig(CompensationConfig):
     group_size: int = Field(-1, ge=-1, description="input columns that share a scale; -1 for the whole row")
     mean_removal: bool = Field(False, description="subtract and store each group's mean before taking signs")
     compensation: Literal["none", "column"] = Field(
         "none", description="what happens to a column's error: nothing, or GPTQ's update of the columns after it"
     )
-    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
-    block_size: int = Field(128, ge=1, description="columns compensated at once before the rest is updated")
 
 
 class Binary(QuantizationMethod):
@@ -58,15 +57,9 @@ class Binary(QuantizationMethod):
                 signs.fit(group)
                 signs.negative[start : start + group_size] = (group < signs.mean.view(-1, 1)).T
         else:
-            factor = self._statistics(statistics, weight, context).inverse_factor(self.config.damping)
-            if factor.damping != self.config.damping:
-                context.facts["damping"] = factor.damping
-            context.facts["dead_columns"] = int(factor.dead.sum())
-            # A group must not straddle blocks: its fit would miss updates. The size matters in no other way.
-            size = self.config.block_size
-            aligned = size % group_size == 0 or group_size % size == 0
-            _, error = compensate_columns(weight, factor.upper, signs, size if aligned else group_size)
-            context.facts["squared_error"] = error
+            factor = logged_factor(self._statistics(statistics, weight, context), self.config.damping, context)
+            size = aligned_block_size(self.config.block_size, group_size)
+            _, context.facts["squared_error"] = compensate_columns(weight, factor.upper, signs, size)
         return signs.pack()
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:

@@ -16,14 +16,13 @@ from methods.base import LayerContext, Needs, Provenance
 from methods.compensation import WorkingColumns, compensate_columns
 from methods.grids import Grid, fit_range, resolve_group_size
 from methods.rtn import UniformConfig, UniformMethod
+from methods.second_order import CompensationConfig, aligned_block_size, logged_factor
 from methods.statistics import LayerStatistics
 
 
-class GptqConfig(UniformConfig):
+class GptqConfig(UniformConfig, CompensationConfig):
     act_order: bool = Field(False, description="quantize columns in the order of decreasing Hessian diagonal")
     static_groups: bool = Field(False, description="fit all groups before compensation, in the original column order")
-    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
-    block_size: int = Field(128, ge=1, description="columns compensated at once before the rest is updated")
     faithful: bool = Field(False, description="fit groups inside a block on stale weights, as the released code does")
 
 
@@ -53,17 +52,12 @@ class Gptq(UniformMethod):
             diagonal = statistics.hessian.diagonal()
             order = torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
             permuted = LayerStatistics.from_hessian(statistics.hessian[order][:, order])
-            factor = permuted.inverse_factor(config.damping)
-        else:
-            factor = statistics.inverse_factor(config.damping)
-        if factor.damping != config.damping:
-            context.facts["damping"] = factor.damping
-        if order is not None:
+            factor = logged_factor(permuted, config.damping, context)
             dead = torch.zeros_like(factor.dead)
             dead[order] = factor.dead
         else:
+            factor = logged_factor(statistics, config.damping, context)
             dead = factor.dead
-        context.facts["dead_columns"] = int(dead.sum())
 
         groups = _Groups(self, group_size, columns)
         if config.faithful and group_size == columns:
@@ -79,10 +73,10 @@ class Gptq(UniformMethod):
         return groups.pack()
 
     def _block_size(self, group_size: int) -> int:
-        """The block size, unless groups would straddle blocks: the result depends on it in no other way."""
-        size = self.config.block_size
-        aligned = size % group_size == 0 or group_size % size == 0
-        return size if aligned or self.config.faithful or self.config.static_groups else group_size
+        """Groups inside a block are fitted as the released code does, or before the loop, whatever its size."""
+        config = self.config
+        anyhow = config.faithful or config.static_groups
+        return config.block_size if anyhow else aligned_block_size(config.block_size, group_size)
 
 
 class _Groups:

@@ -24,16 +24,17 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.layouts import PackedWeight, PartialBinaryWeight
-from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
+from methods.base import LayerContext, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.binarization import row_moments
 from methods.compensation import WorkingColumns, compensate_columns
 from methods.grids import Grid, fit_range, resolve_group_size
 from methods.hessian import InverseFactor
 from methods.rounding import store
+from methods.second_order import CompensationConfig, logged_factor
 from methods.statistics import LayerStatistics
 
 
-class PbLlmConfig(MethodConfig):
+class PbLlmConfig(CompensationConfig):
     salient_fraction: float = Field(0.1, ge=0, lt=1, description="share of weights that keep `salient_bits` bits")
     salient_bits: int = Field(8, ge=1, le=8, description="bits of a salient weight's code")
     metric: Literal["hessian", "magnitude"] = Field(
@@ -42,8 +43,6 @@ class PbLlmConfig(MethodConfig):
     group_size: int = Field(
         -1, ge=-1, description="columns that share a ranking and binarization constants; -1 for all of them"
     )
-    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
-    block_size: int = Field(128, ge=1, description="columns compensated at once before the rest is updated")
     faithful: bool = Field(
         False, description="shrunken binary scale and binarized dead inputs, as the released code has"
     )
@@ -68,10 +67,7 @@ class PbLlm(QuantizationMethod):
     ) -> PackedWeight:
         weight, context = self._prepare(weight, context)
         config = self.config
-        factor = self._statistics(statistics, weight, context).inverse_factor(config.damping)
-        if factor.damping != config.damping:
-            context.facts["damping"] = factor.damping
-        context.facts["dead_columns"] = int(factor.dead.sum())
+        factor = logged_factor(self._statistics(statistics, weight, context), config.damping, context)
 
         # The released code fits the salient grid on whole rows, binarized weights and dead inputs included.
         grid = fit_range(weight, config.salient_bits, symmetric=False, scale_dtype=self.scale_dtype)

@@ -26,6 +26,12 @@ _BUILTIN: dict[str, str] = {
     "binary": "methods.binary:Binary",
     "pb-llm": "methods.pb_llm:PbLlm",
     "billm": "methods.billm:Billm",
+    "slim-llm": "methods.slim_llm:SlimLlm",
+    "slim-llm-plus": "methods.slim_llm:SlimLlmPlus",
+    "mg-ptq": "methods.mg_ptq:MgPtq",
+    "cmpq": "methods.cmpq:Cmpq",
+    "aptq": "methods.aptq:Aptq",
+    "micromix": "methods.micromix:MicroMix",
     "sage-ptq": "methods.sage_ptq:SagePtq",
 }
 _registered: dict[str, type[QuantizationMethod]] = {}
@@ -72,8 +78,10 @@ def method_class(name: str) -> type[QuantizationMethod]:
             raise InputError(f"unknown method {name!r}" + did_you_mean(name, method_names()))
         try:
             cls = points[name].load()
-        except Exception as error:  # a plug-in may fail in any way at import; its name must be in the message
-            raise InputError(f"method {name!r} of {points[name].value!r} cannot be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # a plug-in may fail in any way; its name must be in the message
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            where = f"method {name!r} of {points[name].value!r}"
+            raise InputError(f"{where} cannot be imported ({reason}); repair or uninstall its package") from error
     _check_class(name, cls)
     cls.name = name
     _registered[name] = cls
@@ -85,10 +93,27 @@ def method_names() -> list[str]:
     return sorted({*_BUILTIN, *_registered, *_entry_points()})
 
 
+def builtin_method_names() -> list[str]:
+    """The methods of this project, without those of other packages."""
+    return sorted(_BUILTIN)
+
+
 def list_methods() -> list[MethodInfo]:
-    """Every registered method with its provenance and options."""
-    classes = {name: method_class(name) for name in method_names()}
+    """Every registered method with its provenance and options; those of broken plug-ins are left out."""
+    broken = broken_methods()
+    classes = {name: method_class(name) for name in method_names() if name not in broken}
     return [MethodInfo(name, cls.provenance, cls.Config) for name, cls in classes.items()]
+
+
+def broken_methods() -> dict[str, str]:
+    """Methods that are registered and cannot be used, by name, and what is wrong with each."""
+    broken = {}
+    for name in method_names():
+        try:
+            method_class(name)
+        except InputError as error:
+            broken[name] = str(error)
+    return broken
 
 
 def create_method(name: str, /, **options: Any) -> QuantizationMethod:

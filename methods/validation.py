@@ -37,7 +37,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Names of the fields that stand where the last part of `path` does, in `model` or in a model inside it."""
     for part in path[:-1]:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # a place in a list, or a key of a mapping
             continue
         annotation = model.model_fields[part].annotation
         inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]

@@ -26,7 +26,7 @@ def stages(out: Path) -> list[tuple[str, int, list[str]]]:
     few = ["--methods", "fp16", "sage-ptq", "GPTQ 4 bit g128", "billm"]
     json = f"--benchmark-json={out / 'kernels.json'}"
     return [
-        ("kernels are right", 120, [*_PYTEST, "tests/kernels/triton/test_products.py", "tests/harness/runtime"]),
+        ("kernels are right", 120, [*_PYTEST, "tests/kernels/triton/test_triton_products.py", "tests/harness/runtime"]),
         ("decode 7B", 150, [*_SAGEBENCH, "decode", *_7B, *few, *to]),
         ("kernel speed", 90, [*_PYTEST, "-s", "--benchmark-enable", json, "tests/benchmarks/test_kernel_speed.py"]),
         ("decode 70B", 70, [*_SAGEBENCH, "decode", *_70B, "--rounds", "5", *to]),

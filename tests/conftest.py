@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Read when triton is first imported, by whichever library: without a GPU its kernels are interpreted.
+if not Path("/proc/driver/nvidia").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -30,6 +36,21 @@ class Golden:
     sensitivity: float
     proxy_loss: float
     path: Path
+
+    def statistics_with_inputs(self) -> LayerStatistics:
+        """The stored Hessian, and the inputs that it was made from, drawn again by their recipe."""
+        recipe = json.loads(self.path.with_name(f"input-{self.path.stem[-1]}.json").read_text(encoding="utf-8"))
+        columns = recipe["shape"][1]
+        torch.manual_seed(recipe["input_seed"])
+        mix = 0.8 * torch.randn(columns, columns) / math.sqrt(columns) + 0.6 * torch.eye(columns)
+        spread = torch.exp(0.5 * torch.randn(columns))
+        x = (torch.randn(recipe["x_shape"]) @ mix) * spread
+        if recipe["dead_column"] is not None:
+            x[..., recipe["dead_column"]] = 0
+        head = load_file(self.path.with_name(f"input-{self.path.stem[-1]}.safetensors"))["x_head"]
+        # Products differ in their last bits between machines; another generator would draw something else altogether.
+        assert torch.allclose(x[0, : len(head)], head, rtol=1e-4, atol=1e-4), "torch draws other numbers than it did"
+        return LayerStatistics(self.statistics.hessian, self.statistics.samples, self.statistics.tokens, x)
 
     def mismatch(self, decoded: Tensor) -> float:
         """Share of entries that differ by more than 1e-5 relative."""

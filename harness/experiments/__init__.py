@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.experiments.grid import expand
+from harness.report.figures import DRAWINGS
 from kernels.errors import InputError, did_you_mean
 from methods.validation import explain
 
@@ -18,7 +20,9 @@ class _Data(BaseModel):
 
 
 class Row(_Data):
-    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it."""
+    """A row of a table: a method with options, under the name that the claims give it. ours: the paper lacks it.
+    runtime: how it is run where speed is measured, options of harness.spec.DecodeSpec. seed: of its calibration and its
+    method, in place of the command line's; see grid.py."""
 
     method: str
     setting: str
@@ -26,28 +30,39 @@ class Row(_Data):
     options: dict[str, Any] = {}
     note: str = ""
     ours: bool = False
+    seed: int | None = None
+    runtime: dict[str, Any] = {}
 
 
 class Experiment(_Data):
-    """A table of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every caption."""
+    """A table or figure of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every
+    caption. figures: what is drawn from its runs, names of harness.report.figures."""
 
     name: str
     item: str
     title: str
-    metric: Literal["perplexity", "accuracy"]
+    metric: Literal[
+        "perplexity", "accuracy", "quantization_minutes", "gpu_occupancy_percent", "gpu_memory_gb", "token_latency_ms"
+    ]
     corpora: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    decode: dict[str, Any] = {}
     models: tuple[str, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     notes: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> Experiment:
-        wanted, other = ("corpora", "tasks") if self.metric == "perplexity" else ("tasks", "corpora")
-        if not getattr(self, wanted):
-            raise ValueError(f"{wanted}=[]: a table of {self.metric} needs at least one")
-        if getattr(self, other):
-            raise ValueError(f"{other}={list(getattr(self, other))}: a table of {self.metric} has none")
+        kind = {"accuracy": "tasks", "token_latency_ms": "decode"}.get(self.metric, "corpora")
+        for name in ("corpora", "tasks", "decode"):
+            if name == kind and not getattr(self, name):
+                raise ValueError(f"{name}=[]: a table of {self.metric} needs at least one")
+            if name != kind and getattr(self, name):
+                raise ValueError(f"{name}={list(getattr(self, name))}: a table of {self.metric} has none")
+        for figure in self.figures:
+            if figure not in DRAWINGS:
+                raise ValueError(f"figures: unknown figure {figure!r}{did_you_mean(figure, DRAWINGS)}")
         return self
 
 
@@ -83,6 +98,8 @@ def load_experiment(name: str) -> Experiment:
             return _parse(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"experiment file {path} cannot be read ({error})") from error
+    if f"{name}-table" in experiment_names():
+        name = f"{name}-table"  # "slim-llm" for short
     if name not in experiment_names():
         raise InputError(f"unknown experiment {name!r}" + did_you_mean(name, experiment_names()))
     return _parse(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")
@@ -104,6 +121,6 @@ def _parse(text: str, where: str) -> Experiment:
     if not isinstance(content, dict):
         raise InputError(f"{where} must hold name, item, title, metric, corpora or tasks, models and rows")
     try:
-        return Experiment.model_validate(content)
+        return Experiment.model_validate(expand(content, where))
     except ValidationError as error:
         raise InputError(f"{where}: {explain(error, Experiment)}") from None

@@ -47,6 +47,17 @@ def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in block.named_modules() if type(module) is nn.Linear}
 
 
+class UnquantizedLinear(nn.Linear):
+    """A linear layer of a decoder block that is left as it is; counted with the norms, in 16 bits."""
+
+
+def quantize_only(model: nn.Module, count: int) -> None:
+    """Leave all decoder blocks of `model` but the first `count` unquantized from now on."""
+    for block in find_blocks(model).blocks[count:]:
+        for linear in block_linears(block).values():
+            linear.__class__ = UnquantizedLinear
+
+
 def model_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """All linear layers that are quantized, by their name in the model, in order."""
     blocks = find_blocks(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from contextlib import redirect_stderr
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from harness.cache import cache_folder, require_space
-from harness.models.blocks import model_linears
-from harness.models.placement import OneBlockAtATime, place
+from harness.memory import available_memory
+from harness.models.blocks import model_linears, quantize_only
+from harness.models.placement import WEIGHT_SHARE, Placement, place
 from harness.models.reparameterize import reparameterize
 from harness.models.source import (
     ModelSource,
@@ -23,9 +24,12 @@ from harness.models.source import (
     download,
     fingerprint,
     open_gguf,
+    require_unquantized,
     resolve_model,
     source_precision,
+    tensor_shapes,
 )
+from harness.models.streaming import round_to_stored, stream_model
 from kernels.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -45,13 +49,7 @@ class LoadedModel:
     sha256: str
     precision: SourcePrecision
     parameters: int
-    placement: OneBlockAtATime | None = None
-    """None: the whole model is on its device."""
-
-    def bring(self, block: nn.Module) -> None:
-        """Make sure that `block` is on the device, where blocks come one at a time."""
-        if self.placement is not None:
-            self.placement.bring(block)
+    placement: Placement
 
     def as_record(self) -> dict[str, Any]:
         return {
@@ -61,17 +59,25 @@ class LoadedModel:
             "class": type(self.model).__name__,
             "family": self.source.family,
             "parameters": self.parameters,
-            "placement": "whole" if self.placement is None else "one block at a time",
+            "placement": self.placement.name,
             "source_precision": self.precision.as_record(),
         }
 
 
 def load_model(
-    name: str, dtype: str = "float32", device: str = "cpu", *, reparameterized: bool = False, seed: int = 0
+    name: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    *,
+    reparameterized: bool = False,
+    seed: int = 0,
+    quantized_blocks: int | None = None,
 ) -> LoadedModel:
-    """Load model `name` (see `resolve_model`). dtype: "float32", "float16" or "bfloat16".
+    """Load model `name` (see `resolve_model`), or stream it if it is larger than memory.
 
+    dtype: "float32", "float16" or "bfloat16".
     With `reparameterized` the weights are moved off the grid of an already quantized source (see reparameterize.py).
+    quantized_blocks: how many decoder blocks will be quantized; None for all.
     Raises InputError if the model cannot be found or read.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,32 +86,75 @@ def load_model(
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what matters is checked here and said in one line
     source = download(resolve_model(name))
+    require_unquantized(source)
     sha256, precision = fingerprint(source), source_precision(source)
-    folder = _convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    folder = convert_gguf(source.path, sha256) if source.kind == "gguf" else source.path
+    model: Any
+    unquantized = DTYPES[precision.unquantized_dtype]
+    size = _weights(folder) * DTYPES[dtype].itemsize
+    if size > WEIGHT_SHARE * available_memory("cpu"):
+        if reparameterized:
+            raise InputError(f"--reparameterize needs all of model {name!r} in memory: {size / 1e9:.1f} GB")
+        model, tokenizer = _without_weights(name, folder, dtype)
+        if quantized_blocks is not None:
+            quantize_only(model, quantized_blocks)
+        streamed = stream_model(model, folder, torch.device(device), DTYPES[dtype], unquantized)
+        return LoadedModel(model, tokenizer, source, sha256, precision, _parameters(model), streamed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32 if reparameterized else DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, in one line
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random values in their place
         raise InputError(f"model {name!r}: {len(missing)} tensors are not in {folder}, the first is {missing[0]}")
+    if mismatched := sorted(report["mismatched_keys"]):
+        tensor, stored, wanted = mismatched[0]
+        raise InputError(f"model {name!r}: {tensor} is {list(stored)} in {folder}, its config says {list(wanted)}")
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     if reparameterized:
         reparameterize(model, seed)
+    if quantized_blocks is not None:
+        quantize_only(model, quantized_blocks)
     for parameter in model.parameters():  # not model.to(): rotary frequencies are buffers and stay in float32
         parameter.data = parameter.data.to(DTYPES[dtype])
-    _round_unquantized(model, torch.bfloat16 if precision.format == "BF16" else torch.float16)
+    _round_unquantized(model, unquantized)
     placement = place(model, torch.device(device))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return LoadedModel(model, tokenizer, source, sha256, precision, parameters, placement)
+    return LoadedModel(model, tokenizer, source, sha256, precision, _parameters(model), placement)
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _weights(folder: Path) -> int:
+    """Numbers in the weight files of a folder."""
+    return sum(map(math.prod, tensor_shapes(ModelSource(str(folder), "folder", folder, None, "")).values()))
+
+
+def _without_weights(name: str, folder: Path, dtype: str) -> tuple[Any, Any]:
+    """The model without storage for its parameters, and its tokenizer."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+        model.tie_weights()  # undone by giving every module empty parameters of its own
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return model, tokenizer
 
 
 @torch.no_grad()
@@ -117,15 +166,10 @@ def _round_unquantized(model: Any, dtype: torch.dtype) -> None:
     quantized = {id(linear.weight) for linear in model_linears(model).values()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in quantized:
-            if not torch.isfinite(parameter).all():
-                raise InputError(f"parameter {name} holds NaN or infinity")
-            rounded = parameter.to(dtype)
-            if not torch.isfinite(rounded).all():
-                raise InputError(f"parameter {name} does not fit in {str(dtype).removeprefix('torch.')}")
-            parameter.copy_(rounded)
+            parameter.copy_(round_to_stored(name, parameter, dtype))
 
 
-def _convert_gguf(path: Path, sha256: str) -> Path:
+def convert_gguf(path: Path, sha256: str) -> Path:
     """The GGUF file as a dense float32 folder in the cache. Reading GGUF takes half a minute, the folder a second."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer

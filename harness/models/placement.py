@@ -1,26 +1,58 @@
-"""Where the decoder blocks of a model lie: all on the compute device, or one at a time.
+"""Where the decoder blocks of a model lie: all on the compute device, or there one at a time.
 
 A model that is larger than the device stays in host memory; its embeddings, norm and head go to the device, and each
 block is brought there when it runs and sent back when another one does. Slower, but quantization and perplexity of a
-model then need the memory of one block (besides the activations).
+model then need the memory of one block (besides the activations). A model that is larger than host memory as well is
+read from its files block by block: see streaming.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from harness.models.blocks import Blocks, find_blocks
+from harness.models.blocks import Blocks, block_linears, find_blocks
+from kernels.layouts import PackedWeight
+from kernels.linear import put_decoded
 
 # Share of the device's free memory that weights may take: activations and logits need the rest.
-_WEIGHT_SHARE = 0.8
+WEIGHT_SHARE = 0.8
 
 
-class OneBlockAtATime:
+class Placement:
+    """The whole model is on its device: nothing to bring."""
+
+    name = "whole"
+
+    def bring(self, block: nn.Module) -> None:
+        """Make `block` one that can be worked on; it stays so until the next call."""
+
+    def replace(self, block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[str, Tensor]) -> None:
+        """Let `block` hold what its quantized weights decode to from now on. Names are those inside the block."""
+        put(block, packed, folded)
+
+    def remember(self, block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[str, Tensor]) -> None:
+        """The same for a block that holds the decoded weights already; matters only where blocks are let go."""
+
+
+@torch.no_grad()
+def put(block: nn.Module, packed: Mapping[str, PackedWeight], folded: Mapping[str, Tensor]) -> None:
+    """Copy decoded weights and folded parameters into `block`."""
+    linears = block_linears(block)
+    for name, weight in packed.items():
+        put_decoded(linears[name], weight)
+    parameters = dict(block.named_parameters())
+    for name, tensor in folded.items():
+        parameters[name].copy_(tensor)
+
+
+class OneBlockAtATime(Placement):
     """Brings a block to `device` before it runs; the one that was there before goes back `home`."""
+
+    name = "one block at a time"
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device, home: torch.device) -> None:
         self._device = device
@@ -42,11 +74,11 @@ class OneBlockAtATime:
         self.bring(block)
 
 
-def place(model: nn.Module, device: torch.device) -> OneBlockAtATime | None:
+def place(model: nn.Module, device: torch.device) -> Placement:
     """Move `model` to `device`, whole if it fits; else all but its blocks, which then come one at a time."""
-    if device.type == "cpu" or _bytes(model) < _WEIGHT_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cpu" or _bytes(model) < WEIGHT_SHARE * torch.cuda.mem_get_info(device)[0]:
         model.to(device)
-        return None
+        return Placement()
     blocks = find_blocks(model)
     _move_all_but_blocks(model, blocks, device)
     return OneBlockAtATime(blocks.blocks, device, torch.device("cpu"))

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +28,18 @@ _NUMBERED = re.compile(r"\.\d+\.")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """kind: "gguf" (path is the file), "folder" (path is the folder) or "hub" (path is unused)."""
+    """kind: "gguf" (path is the file), "folder" (path is the folder) or "hub" (path is unused).
+
+    quantized: the `quant_method` of a folder that holds a quantized model ("gptq", ...), which can be measured as it
+    is but not quantized; None for all others, GGUF files too, since their weights are read dense.
+    """
 
     name: str
     kind: Literal["gguf", "folder", "hub"]
     path: Path
     hub_id: str | None
     family: str
+    quantized: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class SourcePrecision:
     format: str
     bits: float
     detail: str
+
+    @property
+    def unquantized_dtype(self) -> str:
+        """The 16 bits to which all that is not quantized is rounded, and in which it is counted and stored."""
+        return "bfloat16" if self.format == "BF16" else "float16"
 
     def as_record(self) -> dict[str, Any]:
         return {"quantized": self.quantized, "format": self.format, "bits": self.bits, "detail": self.detail}
@@ -66,12 +76,21 @@ def resolve_model(name: str) -> ModelSource:
             raise InputError(f"model {name!r}: no such GGUF file")
         return ModelSource(name, "gguf", path, None, _gguf_family(path))
     if path.is_dir():
-        return ModelSource(name, "folder", path, None, _check_folder(path))
+        return ModelSource(name, "folder", path, None, *_check_folder(path))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelSource(name, "hub", Path(), name, _family(name.split("/")[1]))
     raise InputError(
         f"unknown model {name!r}" + did_you_mean(name, models()) + " (or a folder, a .gguf file, owner/name)"
     )
+
+
+def is_local(name: str) -> bool:
+    """True if model `name` is a folder, a GGUF file, or an asset of the catalogue: nothing of it lies on the hub."""
+    entry = models().get(name.lower())
+    if entry is not None:
+        return entry.asset is not None
+    path = Path(name).expanduser()
+    return path.suffix == ".gguf" or path.is_dir()
 
 
 def download(source: ModelSource) -> ModelSource:
@@ -95,7 +114,7 @@ def download(source: ModelSource) -> ModelSource:
     except (HfHubHTTPError, HFValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {source.name!r} cannot be fetched from the hub ({reason})") from error
-    return ModelSource(source.name, "folder", Path(folder), hub_id, _check_folder(Path(folder)))
+    return ModelSource(source.name, "folder", Path(folder), hub_id, *_check_folder(Path(folder)))
 
 
 def _is_complete(folder: Path) -> bool:
@@ -125,7 +144,11 @@ def _shards(folder: Path) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(f"{index} names {name!r}; a shard must be a .safetensors file in the same folder")
+        return names
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is damaged ({error})") from error
 
@@ -173,6 +196,15 @@ def source_precision(source: ModelSource) -> SourcePrecision:
     return SourcePrecision(False, dtype, {"F32": 32.0, "F64": 64.0}.get(dtype, 16.0), f"safetensors, mostly {dtype}")
 
 
+def require_unquantized(source: ModelSource) -> None:
+    """Raise InputError for a model that cannot be quantized because it already is."""
+    if source.quantized is not None:
+        raise InputError(
+            f"model {source.name!r} is already quantized ({source.quantized}); give the unquantized model "
+            "(a local folder can be measured as it is: reproduce.py --model)"
+        )
+
+
 def linear_weights(source: ModelSource) -> tuple[int, int]:
     """Parameters of a local model, and those in matrices of its decoder blocks, from the headers of its files.
 
@@ -202,7 +234,17 @@ def tensor_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
 
 
 def open_gguf(path: Path) -> Any:
-    """A GGUF reader. Raises InputError for a file that is not GGUF or is cut short."""
+    """A GGUF reader. Raises InputError for a file that is not GGUF or is cut short.
+
+    The last file stays open as long as its size and time stay the same: reading its vocabulary takes seconds, and
+    every row of a table asks.
+    """
+    found = path.stat()
+    return _open_gguf(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _open_gguf(path: Path, size: int, changed: int) -> Any:
     from gguf import GGUFReader
 
     try:
@@ -239,8 +281,8 @@ def _gguf_family(path: Path) -> str:
     return _family(bytes(field.parts[field.data[0]]).decode() if field else "llama")
 
 
-def _check_folder(folder: Path) -> str:
-    """Refuse folders that cannot be loaded safely; returns the model family."""
+def _check_folder(folder: Path) -> tuple[str, str | None]:
+    """Refuse folders that cannot be loaded safely; returns the model family, and how the model is quantized."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"model folder {folder} has no config.json")
@@ -250,8 +292,6 @@ def _check_folder(folder: Path) -> str:
             raise ValueError("not an object")
     except ValueError as error:
         raise InputError(f"{config_file} is not valid JSON ({error})") from error
-    if config.get("quantization_config"):
-        raise InputError(f"model folder {folder} is already quantized; give the unquantized model")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
@@ -266,7 +306,9 @@ def _check_folder(folder: Path) -> str:
                 pass
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a readable safetensors file ({error}); it may be truncated") from error
-    return _family(str(config.get("model_type", "llama")))
+    described = config.get("quantization_config")
+    quantized = str(described.get("quant_method", "unknown")) if isinstance(described, dict) else None
+    return _family(str(config.get("model_type", "llama"))), quantized
 
 
 def _family(architecture: str) -> str:

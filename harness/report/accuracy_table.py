@@ -114,6 +114,7 @@ def _overview(plan: TablePlan, lines: Sequence[_Line], tasks: Sequence[str], mod
             "examples, so `sagebench compare` says more about their difference. MB: 1e6 bytes.",
         ),
         footnotes=tuple(footnotes.texts),
+        keys=tuple(line.any_row.run_key if line.mean(tasks) else "" for line in lines),
     )
 
 

@@ -44,6 +44,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     remarks: tuple[str, ...] = ()  # about the whole table, without a mark
     footnotes: tuple[str, ...] = ()  # number n is footnotes[n - 1]
+    keys: tuple[str, ...] = ()  # the run behind each row, "" for none; () where rows are no runs
 
 
 @dataclass(frozen=True)

@@ -45,21 +45,24 @@ def render_html(document: Document) -> str:
         *(f'<p class="caption">{escape(note)}</p>' for note in document.notes),
     ]
     for table in document.tables:
-        lines += _table(table)
+        lines += table_lines(table)
     shown = escape(command).replace("`sagebench report`", "<code>sagebench report</code>")
     lines += [f"<footer><p>{shown} {escape(runs)}</p></footer>", "</body>", "</html>"]
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Table) -> list[str]:
-    lines = [f'<section id="{escape(table.name)}">', f"<h2>{escape(table.title)}</h2>"]
+def table_lines(table: Table, heading: str = "h2", linked: bool = False) -> list[str]:
+    """One table as a section of a page. linked: the first cell of a row leads to its run, "#run-<key>"."""
+    lines = [f'<section id="{escape(table.name)}">', f"<{heading}>{escape(table.title)}</{heading}>"]
     lines += [f'<p class="caption">{escape(text)}</p>' for text in table.caption]
     # Only the table scrolls sideways on a narrow screen; the text around it wraps.
     lines += ['<div class="scroll" tabindex="0">', "<table>", "<thead>", "<tr>"]
     lines += [f'<th scope="col"{_align(column)}>{escape(column.title)}</th>' for column in table.columns]
     lines += ["</tr>", "</thead>", "<tbody>"]
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
         first, *rest = (_cell(cell, table.name) for cell in row)
+        key = table.keys[number] if linked and table.keys else ""
+        first = f'<a href="#run-{escape(key)}">{first}</a>' if key else first
         cells = [f'<th scope="row">{first}</th>']
         cells += [f"<td{_align(column)}>{text}</td>" for text, column in zip(rest, table.columns[1:], strict=True)]
         lines.append(f"<tr>{''.join(cells)}</tr>")

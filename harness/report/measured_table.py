@@ -67,6 +67,7 @@ def measured_table(plan: TablePlan, rows: Sequence[TidyRow], model: str) -> Tabl
         rows=tuple(body),
         remarks=_remarks(lines, datasets, shared),
         footnotes=tuple(footnotes.texts),
+        keys=tuple(line.any_row.run_key if line.measured else "" for line in lines),
     )
 
 

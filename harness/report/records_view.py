@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.report.facts import fact
+
 # Accuracies of a zero-shot task by the metric's name in tables and claims, and in lm-evaluation-harness.
 _SCORES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 
@@ -64,6 +66,9 @@ class RecordView:
 
     def measurements(self, metric: str) -> dict[str, Measurement]:
         """What was measured by dataset. Of several entries for one dataset the first counts."""
+        known = fact(self._record, metric)
+        if known is not None:
+            return {"": Measurement(metric, "", known, None, None, None, "")}
         found: dict[str, Measurement] = {}
         entries = self._record.get("metrics")
         for entry in entries if isinstance(entries, list) else []:
@@ -148,6 +153,26 @@ class RecordView:
         return f"{crops} of {corpus}" if corpus else crops
 
     @property
+    def hardware(self) -> str:
+        """What the run was carried out on: "AMD EPYC, 2 threads", or the GPU."""
+        part = _mapping(self._record, "environment")
+        gpus = part.get("gpus")
+        if _text(_mapping(self._record, "spec", "model"), "device").startswith("cuda") and isinstance(gpus, list):
+            return ", ".join(dict.fromkeys(str(gpu) for gpu in gpus))
+        threads = _count(part, "threads")
+        return _join(_text(part, "cpu"), "" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
+
+    @property
+    def decoding(self) -> str:
+        """How decode throughput was measured, "float16, batch 1, prompt 1984, 64 tokens"; "" if it was not."""
+        entries = self._record.get("metrics")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, Mapping) and entry.get("metric") == "decode":
+                synthetic = "random weights of the model's shapes" if entry.get("synthetic") is True else ""
+                return _join(_text(entry, "dtype"), _text(entry, "dataset"), synthetic)
+        return ""
+
+    @property
     def reparameterized(self) -> bool:
         """True if the weights were taken off their grid before quantization."""
         return _mapping(self._record, "spec", "model").get("reparameterize") is True
@@ -160,8 +185,12 @@ class RecordView:
         if provenance.get("reconstruction") is True:
             parity = _text(provenance, "parity") or "not tested"
             found.append(f"reconstruction from the paper's text; parity with the authors' code: {parity}")
+        remark = _text(provenance, "remark")
+        if remark:
+            found.append(remark)
         precision = _mapping(self._record, "model", "source_precision")
-        if precision.get("quantized") is True and not self.reparameterized:
+        as_stored = _mapping(self._record, "spec", "method").get("name") == "stored"  # no method saw these weights
+        if precision.get("quantized") is True and not self.reparameterized and not as_stored:
             found.append(_quantized_source_note(precision))
         warnings = self._record.get("warnings")
         if isinstance(warnings, list) and warnings:

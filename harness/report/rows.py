@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.claims import BIT_METRICS, Claim, find
 from harness.plan import PlannedRow, TablePlan
+from harness.report.facts import FACTS, SPEED
 from harness.report.records_view import Ledger, Measurement, RecordView, distinct
 
 COLUMNS = (
@@ -67,8 +68,10 @@ def build_rows(plan: TablePlan, records: Records, claims: Iterable[Claim]) -> tu
     for planned in plan.rows:
         record = None if planned.run_key is None else records.get(planned.run_key)
         view = None if record is None else RecordView(record)
-        rows += _metric_rows(plan, planned, view, of_item)
+        if plan.metric != SPEED:
+            rows += _metric_rows(plan, planned, view, of_item)
         rows += _further_rows(plan, planned, view)
+        rows += _fact_rows(plan, planned, view, of_item)
         rows += _bit_rows(plan, planned, view, of_item)
     return tuple(rows)
 
@@ -77,11 +80,13 @@ def _metric_rows(
     plan: TablePlan, planned: PlannedRow, view: RecordView | None, claims: tuple[Claim, ...]
 ) -> list[TidyRow]:
     """A row for each dataset asked for, measured or not, then one for each other dataset that the run has."""
-    measurements = {} if view is None else view.measurements(plan.metric)
-    known = {*plan.datasets, *(claim.dataset for claim in find(claims, metric=plan.metric))}
+    # A table of facts has them in rows of their own; what its runs evaluated is perplexity.
+    metric = "perplexity" if plan.metric in FACTS else plan.metric
+    measurements = {} if view is None else view.measurements(metric)
+    known = {*plan.datasets, *(claim.dataset for claim in find(claims, metric=metric))}
     rows = []
     for dataset in distinct((*plan.datasets, *measurements)):
-        claim = _claim(claims, planned, planned.model, plan.metric, dataset)
+        claim = _claim(claims, planned, planned.model, metric, dataset)
         measured = measurements.get(dataset)
         notes = [*_run_notes(planned, view)]
         if view is not None and measured is None:
@@ -91,7 +96,22 @@ def _metric_rows(
             notes.append(f"{dataset} is not the paper's {' or '.join(plan.datasets)}; the two cannot be compared")
         if claim is not None and measured is not None and measured.is_subset:
             notes.append(f"the paper used every {measured.unit}, this run a part; the difference is indicative only")
-        rows.append(_row(plan, planned, view, plan.metric, dataset, claim, measured, notes))
+        rows.append(_row(plan, planned, view, metric, dataset, claim, measured, notes))
+    return rows
+
+
+def _fact_rows(
+    plan: TablePlan, planned: PlannedRow, view: RecordView | None, claims: tuple[Claim, ...]
+) -> list[TidyRow]:
+    """Time, memory, occupancy: the facts of which this table is made."""
+    rows = []
+    for fact in FACTS.get(plan.metric, ()):
+        if fact.metric == "perplexity" or fact.metric in BIT_METRICS:
+            continue
+        claim = _claim(claims, planned, planned.model, fact.metric, "")
+        measured = None if view is None else view.measurements(fact.metric).get("")
+        if claim is not None or measured is not None:
+            rows.append(_row(plan, planned, view, fact.metric, "", claim, measured, _run_notes(planned, view)))
     return rows
 
 

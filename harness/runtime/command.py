@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.corpora import local_checksum, resolve_corpus
+from harness.engines import InProcess
 from harness.experiments import load_profile
 from harness.models.source import fingerprint, resolve_model
 from harness.progress import TerminalReporter
@@ -48,7 +49,7 @@ def run_command(metric: str, arguments: argparse.Namespace) -> int:
     plan = plan_runtime(metric, arguments)
     store = RecordStore(arguments.out / "runs")
     outcome = sweep(
-        list(plan.values()), {}, store, TerminalReporter(console), fresh=arguments.fresh, execute=run_runtime
+        list(plan.values()), {}, store, TerminalReporter(console), fresh=arguments.fresh, engine=InProcess(run_runtime)
     )
     records = {label: store.load(spec.key) for label, spec in plan.items()}
     found = {label: record for label, record in records.items() if record is not None}

@@ -8,6 +8,7 @@ model's context, and models without a cache of keys and values, go through the h
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections import defaultdict
@@ -18,14 +19,16 @@ from typing import Any
 import torch
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.estimate import available_memory
+from harness.memory import available_memory
 
 # Tokens of contexts that go through the model at once: beyond this nothing is gained.
 _TOKENS = {"cpu": 1024, "cuda": 16384}
 # Sequences at once in the harness's own loop.
 _SEQUENCES = {"cpu": 16, "cuda": 128}
+# Padded tokens that cost as much as one more pass through the model, which reads all its weights.
+_PADDING = 32
 # Logits, their log-softmax, and a copy of either: float32 numbers of [tokens, vocabulary] at once.
 _COPIES = 3
 _SHARE_OF_FREE_MEMORY = 0.4
@@ -41,6 +44,15 @@ class _Question:
     @property
     def longest(self) -> int:
         return max(len(answer) for answer in self.answers.values())
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer: its place among the requests, the number of its question in the batch, its token ids."""
+
+    place: int
+    question: int
+    ids: list[int]
 
 
 class InMemoryModel(HFLM):
@@ -111,26 +123,26 @@ class InMemoryModel(HFLM):
     def _share(self, questions: list[_Question]) -> dict[int, tuple[float, bool]]:
         """Likelihoods by place, of questions whose contexts have one length."""
         contexts = torch.tensor([question.context for question in questions], device=self.device)
-        seen = self.model(contexts, use_cache=True, logits_to_keep=1)
-        owner = [number for number, question in enumerate(questions) for _ in question.answers]
-        places = [place for question in questions for place in question.answers]
-        answers = [answer for question in questions for answer in question.answers.values()]
-        of_answer = torch.tensor(owner, device=self.device)
-        logits = seen.logits[:, -1:][of_answer]  # [answers, 1, vocabulary]: for the first token of each
-        longest = max(len(answer) for answer in answers)
-        ids = torch.zeros(len(answers), longest, dtype=torch.int64, device=self.device)
-        for row, answer in enumerate(answers):
-            ids[row, : len(answer)] = torch.tensor(answer, device=self.device)
-        if longest > 1:
+        # The last position by its number: a slice of one would make the head multiply question by question.
+        last = torch.tensor([contexts.shape[1] - 1], device=self.device)
+        seen = self.model(contexts, use_cache=True, logits_to_keep=last)
+        found: dict[int, tuple[float, bool]] = {}
+        for answers in _alike_in_length(questions):
+            of_answer = torch.tensor([answer.question for answer in answers], device=self.device)
+            logits = seen.logits[of_answer]  # [answers, 1, vocabulary]: for the first token of each
             # Padding stands to the right, where no scored position looks.
-            seen.past_key_values.batch_select_indices(of_answer)
-            more = self.model(ids[:, :-1], past_key_values=seen.past_key_values, use_cache=True).logits
-            logits = torch.cat([logits, more], dim=1)
-        chosen, greedy = _of_targets(logits, ids)
-        return {
-            place: (float(chosen[row, : len(answer)].sum()), bool(greedy[row, : len(answer)].all()))
-            for row, (place, answer) in enumerate(zip(places, answers, strict=True))
-        }
+            ids = nn.utils.rnn.pad_sequence([torch.tensor(answer.ids) for answer in answers], batch_first=True)
+            ids = ids.to(self.device)
+            if ids.shape[1] > 1:
+                cache = copy.deepcopy(seen.past_key_values)
+                cache.batch_select_indices(of_answer)
+                more = self.model(ids[:, :-1], past_key_values=cache, use_cache=True).logits
+                logits = torch.cat([logits, more], dim=1)
+            chosen, greedy = _of_targets(logits, ids)
+            for row, answer in enumerate(answers):
+                length = len(answer.ids)
+                found[answer.place] = float(chosen[row, :length].sum()), bool(greedy[row, :length].all())
+        return found
 
     def _one_by_one(self, requests: Any) -> Any:
         """The harness's own loop."""
@@ -152,6 +164,25 @@ class InMemoryModel(HFLM):
     def _fitting(self, tokens: int) -> int:
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return fitting_sequences(min(tokens, self.max_length), vocabulary, str(self.device))
+
+
+def _alike_in_length(questions: list[_Question]) -> Iterator[list[_Answer]]:
+    """The answers to `questions`, longest first, in runs with little padding in each."""
+    answers = [
+        _Answer(place, number, ids)
+        for number, question in enumerate(questions)
+        for place, ids in question.answers.items()
+    ]
+    run: list[_Answer] = []
+    padding = 0
+    for answer in sorted(answers, key=lambda answer: len(answer.ids), reverse=True):
+        missing = len(run[0].ids) - len(answer.ids) if run else 0
+        if padding + missing > _PADDING:
+            yield run
+            run, padding, missing = [], 0, 0
+        run.append(answer)
+        padding += missing
+    yield run
 
 
 def fitting_sequences(tokens: int, vocabulary: int, device: str) -> int:

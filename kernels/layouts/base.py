@@ -37,6 +37,8 @@ class PackedWeight(ABC):
     """
 
     layout: ClassVar[str]
+    # True for a format of weights and activations: `round_inputs` then belongs to the layer like its weight.
+    rounds_inputs: ClassVar[bool] = False
     shape: tuple[int, int]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +71,19 @@ class PackedWeight(ABC):
 
         Products are formed in float32 from the stored constants and rounded once, to `dtype`.
         """
+
+    def check_content(self) -> None:  # noqa: B027 - most layouts decode whatever their codes are
+        """Raise InputError if the stored values cannot have been packed; called once, where a file is read.
+
+        `from_tensors` checks names, dtypes and sizes alone: it is called wherever a weight moves.
+        """
+
+    def round_inputs(self, x: Tensor) -> Tensor:
+        """The layer's inputs `x` [..., in_features] as its multiplication sees them, same shape and dtype.
+
+        They are `x` itself unless the format quantizes activations too.
+        """
+        return x
 
     def nbytes(self) -> int:
         """Stored bytes: the sum over `tensors()`."""

@@ -140,16 +140,23 @@ class CodebookWeight(PackedWeight):
             codes = unpack_bits(self._tensors["salient_codes"], self.salient_bits - 1, self.salient)
         return (2 * codes.float() + 1) / (1 << self.salient_bits)
 
+    def check_content(self) -> None:
+        self._check_index(self.index())
+
+    def _check_index(self, index: Tensor) -> None:
+        levels, salient = self._tensors["levels"].numel(), int((index == 0).sum())
+        if int(index.max()) > levels:
+            raise InputError(f"index plane names level {int(index.max())} of {levels}: the weight is damaged")
+        if salient != self.salient:
+            raise InputError(f"index plane marks {salient} salient weights, {self.salient} are stored")
+
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         index = self.index().long()
         levels = self._tensors["levels"].float()
-        if int(index.max()) > levels.numel():
-            raise InputError(f"index plane names level {int(index.max())} of {levels.numel()}: the weight is damaged")
+        self._check_index(index)
         table = torch.cat([levels.new_zeros(1), levels])
         weight = table[index]
         salient = index == 0
-        if int(salient.sum()) != self.salient:
-            raise InputError(f"index plane marks {int(salient.sum())} salient weights, {self.salient} are stored")
         if self.salient:
             rows = salient.nonzero()[:, 0]
             weight[salient] = self.salient_magnitudes() * self._tensors["row_scales"].float()[rows]

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from kernels.atomic import atomic_path
 from kernels.errors import InputError
 from kernels.layouts.base import PackedWeight, layout_class
+from kernels.tensor_files import save_tensors
 
 FORMAT_VERSION = 1
 _HEADER = "sagebench"
@@ -29,10 +28,9 @@ def save_packed(path: Path, weights: Mapping[str, PackedWeight]) -> None:
     for name, weight in weights.items():
         described[name] = {"layout": weight.layout, **weight.metadata(), "tensors": sorted(weight.tensors())}
         for key, tensor in weight.tensors().items():
-            tensors[f"{name}.{key}"] = tensor.contiguous().cpu()
+            tensors[f"{name}.{key}"] = tensor
     header = {_HEADER: json.dumps({"version": FORMAT_VERSION, "weights": described}, sort_keys=True)}
-    with atomic_path(path) as part:
-        save_file(tensors, part, metadata=header)
+    save_tensors(path, tensors, header)
 
 
 def load_packed(path: Path) -> dict[str, PackedWeight]:
@@ -51,6 +49,7 @@ def load_packed(path: Path) -> dict[str, PackedWeight]:
                 tensors = {key: file.get_tensor(full) for key, full in keys.items()}
                 try:
                     weights[name] = layout_class(entry["layout"]).from_tensors(tensors, entry)
+                    weights[name].check_content()
                 except InputError as error:
                     raise InputError(f"{path}: {name}: {error}") from error
     except FileNotFoundError:

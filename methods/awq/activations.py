@@ -56,6 +56,18 @@ class Activations:
         """Inputs [tokens, in_features] of a linear layer, as folding has left them."""
         return self._joined[self._leader[name]].float()
 
+    def gram(self, name: str) -> Tensor:
+        """X^T X [n, n] of a linear layer's inputs, as folding has left them."""
+        inputs = self.inputs(name)
+        gram = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
+        accumulate(gram, inputs)
+        return gram
+
+    def grams(self) -> dict[str, Tensor]:
+        """`gram` of every linear layer by name; layers that share their input share the tensor."""
+        leaders = {leader: self.gram(leader) for leader in self._joined}
+        return {name: leaders[leader] for name, leader in self._leader.items()}
+
     def divide(self, readers: tuple[str, ...], scales: Tensor) -> None:
         """Account for scales that were folded into the operation before `readers`, which share their input."""
         leader = self._leader[readers[0]]
@@ -65,14 +77,12 @@ class Activations:
         """A function that gives the mean squared change of the module's output since this call's recording."""
         if isinstance(module, nn.Linear):
             # For a single layer the mean squared change is exactly tr(D X^T X D^T) / size: no forward pass needed.
-            inputs = self.inputs(name)
-            gram = torch.zeros(inputs.shape[1], inputs.shape[1], device=inputs.device)
-            accumulate(gram, inputs)
+            gram, tokens = self.gram(name), len(self.inputs(name))
             before = module.weight.detach().float().clone()
 
             def from_gram() -> float:
                 change = module.weight.float() - before
-                return float(((change @ gram) * change).sum(dtype=torch.float64)) / (inputs.shape[0] * len(change))
+                return float(((change @ gram) * change).sum(dtype=torch.float64)) / (tokens * len(change))
 
             return from_gram
 

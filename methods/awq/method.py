@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kernels.errors import InputError, NumericalError
+from kernels.errors import NumericalError
 from kernels.layouts import PackedWeight
 from methods.awq.activations import Activations
 from methods.awq.pairs import PAIRS, Pair, divide, foldable, unquantized
@@ -58,9 +58,7 @@ class Awq(UniformMethod):
         """Clipping and rounding alone: without the operation before it a layer's scales have nowhere to go."""
         prepared, context = self._prepare(weight, context)
         statistics = self._statistics(statistics, prepared, context)
-        if statistics.inputs is None:
-            raise InputError(f"{context.name}: method 'awq' needs the layer's inputs, not only their Hessian")
-        inputs = statistics.inputs.reshape(-1, statistics.in_features).float()
+        inputs = self._inputs(statistics, context).reshape(-1, statistics.in_features).float()
         return self._pack(self._clip(prepared, inputs, context))
 
     @torch.no_grad()
@@ -81,7 +79,7 @@ class Awq(UniformMethod):
             targets[name] = weight
             clipped = weight if _is_query_or_key(name) else self._clip(weight, seen.inputs(name), context)
             packed[name] = self._pack(clipped)
-        return BlockResult(packed, targets, tuple(dict.fromkeys(folded)))
+        return BlockResult(packed, targets, tuple(dict.fromkeys(folded)), seen.grams())
 
     def _search_samples(self, view: BlockView) -> int:
         samples, tokens = view.hidden.shape[:2]

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.layouts import PackedWeight, ResidualBinaryWeight
-from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
+from methods.base import LayerContext, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.billm.block import Block, Masks, fit_block
 from methods.billm.search import (
     BREAK_POINTS,
@@ -26,18 +26,18 @@ from methods.billm.search import (
     quantile_thresholds,
 )
 from methods.compensation import WorkingColumns, compensate_columns
+from methods.second_order import DampingConfig, logged_factor
 from methods.statistics import LayerStatistics
 
 _CODE_LIMITS = (1, 49)
 _PAPER_LIMITS = (3, 30)
 
 
-class BillmConfig(MethodConfig):
+class BillmConfig(DampingConfig):
     metric: Literal["hessian", "magnitude"] = Field(
         "hessian", description="what ranks columns and is searched on: saliency w^2 / U_jj^2, or the weight"
     )
     block_size: int = Field(128, ge=1, description="columns quantized together, with constants of their own")
-    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
     search_on: Literal["saliency", "weight"] = Field(
         "saliency",
         description="whose binarization error the searches minimise: the metric's (released code), or the weights'",
@@ -67,10 +67,7 @@ class Billm(QuantizationMethod):
         self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
     ) -> PackedWeight:
         weight, context = self._prepare(weight, context)
-        factor = self._statistics(statistics, weight, context).inverse_factor(self.config.damping)
-        if factor.damping != self.config.damping:
-            context.facts["damping"] = factor.damping
-        context.facts["dead_columns"] = int(factor.dead.sum())
+        factor = logged_factor(self._statistics(statistics, weight, context), self.config.damping, context)
         weight[:, factor.dead] = 0
         blocks = _Blocks(self.config, self.scale_dtype, factor.upper, weight.shape[1])
         if self.config.compensation == "column":

@@ -161,6 +161,8 @@ def test_constants_are_stored_in_the_scale_dtype(name, scale_dtype):
     floats = {tensor.dtype for tensor in packed.tensors().values() if tensor.is_floating_point()}
     if name == "fp16":
         assert floats == {torch.float16}  # no constants: the weight itself
+    elif name == "micromix":
+        assert not floats  # its constants are powers of two, stored as exponents in 8 bits
     else:
         assert floats == {SCALE_DTYPES[scale_dtype]}
 
@@ -180,6 +182,15 @@ def test_a_weight_of_any_float_dtype_is_accepted(name, dtype):
     method = method_for(name, (64, 96))
     packed = method.quantize_linear(weight.to(dtype), statistics)
     assert torch.equal(packed.decode(), method.quantize_linear(weight.float(), statistics).decode())
+
+
+@every_method
+def test_inputs_are_left_alone_unless_the_format_rounds_them(name):
+    packed = once(name, (64, 96))
+    x = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(1))
+    rounded = packed.round_inputs(x)
+    assert torch.equal(rounded, x) != packed.rounds_inputs
+    assert torch.equal(packed.round_inputs(rounded), rounded)
 
 
 @every_method

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from refusing import Place
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +60,9 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experiment_file(tmp_path: Path) -> Callable[..., Path]:
     """Write an experiment of three rows, with top-level keys replaced or added."""
     return lambda **changes: tiny.write_experiment(tmp_path / "small.yaml", **changes)
+
+
+@pytest.fixture
+def place(model_folder, corpus_file, gguf_file, tmp_path):
+    text, gguf = (Path(shutil.copy(source, tmp_path)) for source in (corpus_file, gguf_file))
+    return Place(tmp_path, model_folder, text, gguf)

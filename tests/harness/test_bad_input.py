@@ -6,78 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from refusing import cut, refuse
 from safetensors.torch import load_file, save_file
 
 from harness import preflight
 from harness.catalog import assets
 from harness.cli import main, reproduce
-
-
-@dataclass
-class Place:
-    """A folder with a good model, text and experiment, for a case to damage."""
-
-    folder: Path
-    model: Path
-    text: Path
-    gguf: Path
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "results"
-
-    def experiment(self, **options) -> str:
-        """An experiment whose one quantized row is GPTQ with `options`."""
-        row = {"method": "gptq", "setting": "s", "label": "GPTQ", "options": {"bits": 3, "group_size": 32, **options}}
-        return str(tiny.write_experiment(self.folder / "small.yaml", rows=[row]))
-
-    def arguments(self, *more: str, **replaced: str | None) -> list[str]:
-        """A good command line, with options replaced (None: left out) and more of them at the end."""
-        options = {
-            "experiment": None if "experiment" in replaced else self.experiment(), "model": self.model,
-            "corpus": self.text, "calibration_corpus": self.text,
-            "context": "32", "calibration_samples": "8", "windows": "2", "device": "cpu", "out": self.out, **replaced,
-        }  # fmt: skip
-        given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None]
-        return [part for pair in given for part in pair] + list(more)
-
-    def edit(self, name: str, change: Callable[[torch.Tensor], object]) -> None:
-        """Change a tensor of the model's file in place."""
-        file = self.model / "model.safetensors"
-        tensors = load_file(file)
-        change(tensors[name])
-        save_file(tensors, file, {"format": "pt"})
-
-
-@pytest.fixture
-def place(model_folder, corpus_file, gguf_file, tmp_path):
-    text, gguf = (Path(shutil.copy(source, tmp_path)) for source in (corpus_file, gguf_file))
-    return Place(tmp_path, model_folder, text, gguf)
-
-
-def refuse(capsys, command, arguments, *told, out=None, finished=()):
-    """The command ends with code 2 and one line that holds every text of `told`; `finished` runs alone have records."""
-    capsys.readouterr()
-    code = command([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    assert code == 2, error
-    assert error.startswith("error: ")
-    assert error.endswith("\n")
-    assert error.count("\n") == 1, error
-    assert len(error) < 700, error
-    for text in told:
-        assert text in error, error
-    # Every file there counts, half-written ones too.
-    found = [] if out is None else [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("runs/*")]
-    assert sorted(record["method"]["name"] for record in found) == sorted(finished)
-
 
 NAMES_AND_NUMBERS = {
     "unknown method": (lambda p: p.arguments("--methods", "gtpq"), "'gtpq'", "did you mean 'gptq'?"),
@@ -87,9 +25,9 @@ NAMES_AND_NUMBERS = {
     "option out of range": (lambda p: p.arguments(experiment=p.experiment(bits=9)), "bits=9", "equal to 8"),
     "unknown model": (lambda p: p.arguments(model="smollm2-135"), "'smollm2-135'", "did you mean 'smollm2-135m'"),
     "missing gguf": (lambda p: p.arguments(model="gone.gguf"), "'gone.gguf'", "no such GGUF file"),
-    "unknown table": (lambda p: p.arguments("--table", "3", experiment=None), "table 3 is unknown", "known: 1, 2"),
+    "unknown table": (lambda p: p.arguments("--table", "9", experiment=None), "table 9 is unknown", "known: 1, 2"),
     "table that is no number": (lambda p: p.arguments("--table", "one", experiment=None), "'one'", "--help"),
-    "no table": (lambda p: p.arguments(experiment=None), "--table --experiment", "required"),
+    "no table": (lambda p: p.arguments(experiment=None), "--table --figure --all --experiment", "required"),
     "unknown corpus": (lambda p: p.arguments(corpus="wikitext"), "'wikitext'", "did you mean 'wikitext2'"),
     "missing text": (lambda p: p.arguments(corpus="gone.txt"), "'gone.txt'", "no such text file"),
     "unknown calibration corpus": (lambda p: p.arguments(calibration_corpus="c44"), "'c44'", "did you mean 'c4'?"),
@@ -127,7 +65,7 @@ def test_wrong_names_and_numbers(place, capsys, case):
     ("arguments", "told"),
     [
         (["rnu"], ("'rnu'", "run", "list", "report")),
-        ([], ("run|list|report", "sagebench --help")),
+        ([], ("run|decode|memory|list|report", "sagebench --help")),
         (["list", "method"], ("'method'", "methods")),
         (["report", "--out", "nowhere"], ("no plan of a table below nowhere", "run reproduce.py first")),
         (["report", "--table", "2", "--out", "nowhere"], ("no plan of table2", "run reproduce.py first")),
@@ -141,11 +79,6 @@ def test_wrong_verbs_and_their_options(capsys, arguments, told):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_where_there_is_none(place, capsys):
     refuse(capsys, reproduce, place.arguments(device="cuda:0"), "'cuda:0'", "use --device cpu", out=place.out)
-
-
-def cut(path: Path, share: float) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
 
 
 def test_a_model_folder_without_weights(place, capsys):

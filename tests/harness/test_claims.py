@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from harness.claims import COLUMNS, DEFAULT_CLAIMS, bit_families, family_of, find, load_claims
+from harness.claims import CLAIMS_FOLDER, COLUMNS, bit_families, family_of, find, load_claims
 from kernels.errors import InputError
 
 HEADER = "source,item,model,method,setting,metric,dataset,value,note"
@@ -14,14 +14,37 @@ def write(path, *lines):
     return path
 
 
-def test_every_line_of_the_file_is_a_claim_with_its_printed_value():
-    with DEFAULT_CLAIMS.open(encoding="utf-8", newline="") as file:
+FILES = sorted(CLAIMS_FOLDER.glob("*.csv"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_line_of_a_file_is_a_claim_with_its_printed_value(path):
+    with path.open(encoding="utf-8", newline="") as file:
         printed = list(csv.DictReader(file))
-    claims = load_claims()
-    assert len(claims) == len(printed) > 400
+    claims = load_claims(path)
+    assert len(claims) == len(printed) > 0
     for claim, line in zip(claims, printed, strict=True):
         assert claim.value == float(line.pop("value"))
         assert {name: getattr(claim, name) for name in line} == line
+
+
+def test_all_files_are_loaded_and_no_item_is_in_two():
+    assert load_claims() == tuple(claim for path in FILES for claim in load_claims(path))
+    items = [{claim.item for claim in load_claims(path)} for path in FILES]
+    assert len(set().union(*items)) == sum(map(len, items))
+    text = (CLAIMS_FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in FILES if f"`{path.name}`" not in text] == []
+
+
+def test_headline_numbers_of_slim_llm():
+    of_table = find(load_claims(), item="SliM-LLM LLaMA", model="LLaMA-7B", metric="perplexity", dataset="wikitext2")
+    printed = {(claim.method, claim.setting): claim.value for claim in of_table}
+    assert printed["slim-llm", "2 bit g128"] == 14.58
+    assert printed["gptq", "2 bit g128"] == 152.31
+    assert printed["slim-llm-plus", "2 bit g128"] == 9.68
+    assert printed["slim-llm", "3 bit g128"] == 6.40
+    (gptq,) = find(of_table, method="gptq", setting="2 bit g128")
+    assert "44.01" in gptq.note
 
 
 def test_table_1_has_six_models_by_eight_rows_and_bits_under_the_family():
@@ -98,5 +121,5 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_readme_names_every_column():
-    text = (DEFAULT_CLAIMS.parent / "README.md").read_text(encoding="utf-8")
+    text = (CLAIMS_FOLDER / "README.md").read_text(encoding="utf-8")
     assert [name for name in COLUMNS if f"| `{name}` |" not in text] == []

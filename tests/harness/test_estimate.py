@@ -1,7 +1,7 @@
 import pytest
 
 from harness import estimate as module
-from harness.estimate import available_memory, estimate
+from harness.estimate import estimate
 from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
 
 
@@ -59,8 +59,14 @@ def test_an_uncatalogued_hub_model_is_estimated_without_fetching_it():
     assert estimate(spec_of(model="someone/some-model")).memory_bytes > 0
 
 
-def test_available_memory_is_that_of_this_machine():
-    assert 1e6 < available_memory("cpu") < 1e14
+@pytest.mark.parametrize(
+    ("model", "whole"), [("opt-66b", False), ("smollm2-135m", True), ("model.gguf", True)], ids=["hub", "asset", "gguf"]
+)
+def test_a_model_that_does_not_fit_is_streamed_unless_it_is_gguf(monkeypatch, model, whole):
+    monkeypatch.setattr(module, "_sizes", lambda name: (10**9, 9 * 10**8))
+    monkeypatch.setattr(module, "available_memory", lambda device: 10**9)
+    streamed = 4 * (10**8 + 9 * 10**8 // 20)
+    assert estimate(spec_of(model=model)).memory_bytes == (4 * 10**9 if whole else streamed) + 1_500_000_000
 
 
 def test_the_speed_of_this_machine_is_measured_once(monkeypatch):

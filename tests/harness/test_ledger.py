@@ -1,12 +1,14 @@
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from harness.ledger import build_ledger, bytes_by_role, other_bytes
+from harness.ledger import build_ledger, bytes_by_role, count_weights, other_bytes
 from harness.models.blocks import model_linears
 from harness.quantize import quantize_model
-from kernels.layouts import save_packed
+from kernels.layouts import UniformWeight, save_packed
 from methods import create_method
 
 OPTIONS = {
@@ -96,3 +98,31 @@ def test_norms_and_biases_are_the_rest():
     model = tiny.build("qwen2")
     rest = sum(p.numel() for p in model.parameters() if p.dim() == 1)
     assert other_bytes(model)["norms_and_biases"] == 2 * rest
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 40)), min_size=1, max_size=4),
+    bits=st.integers(1, 8),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_model_s_bytes_are_those_of_its_tensors_and_roles_add_up(shapes, bits, data):
+    packed = {}
+    for number, (rows, columns) in enumerate(shapes):
+        group_size = data.draw(st.integers(1, columns))
+        groups = -(-columns // group_size)
+        packed[f"layer{number}"] = UniformWeight.pack(
+            torch.full((rows, columns), 2**bits - 1, dtype=torch.uint8),
+            torch.ones(rows, groups, dtype=torch.float16),
+            torch.zeros(rows, groups, dtype=torch.uint8),
+            bits=bits,
+            group_size=group_size,
+        )
+    by_role = bytes_by_role(packed)
+    stored = sum(t.numel() * t.element_size() for weight in packed.values() for t in weight.tensors().values())
+    assert sum(by_role.values()) == stored == sum(weight.nbytes() for weight in packed.values())
+    assert count_weights(packed) == sum(rows * columns for rows, columns in shapes)
+    # Nothing is stored for less than its information needs, and codes waste less than a byte a layer.
+    wasted = 8 * by_role["code"] - bits * count_weights(packed)
+    assert 0 <= wasted < 8 * len(shapes)
+    assert by_role["scale"] == sum(2 * weight.scales().numel() for weight in packed.values())

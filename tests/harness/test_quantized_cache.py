@@ -6,7 +6,7 @@ import torch
 
 from harness import quantized_cache
 from harness.quantize import QuantizedModel, quantize_model
-from harness.quantized_cache import entry_folder, load_quantized, save_quantized
+from harness.quantized_cache import QuantizedEntry, entry_folder, load_quantized, save_quantized
 from kernels.errors import InputError
 from methods import create_method
 
@@ -28,7 +28,7 @@ def test_what_is_kept_comes_back_bit_for_bit(quantized):
     for name, weight in quantized.packed.items():
         assert torch.equal(found.packed[name].decode(), weight.decode())
     assert torch.equal(found.folded["model.norm.weight"], torch.arange(64.0))
-    assert size == same_size == (entry_folder("a") / "packed.safetensors").stat().st_size
+    assert size == same_size == sum(file.stat().st_size for file in entry_folder("a").glob("*.safetensors"))
 
 
 def test_another_key_finds_nothing(quantized):
@@ -42,17 +42,25 @@ def test_an_entry_without_its_description_does_not_count(quantized):
     assert load_quantized("a") is None
 
 
-@pytest.mark.parametrize("file", ["packed.safetensors", "quantized.json", "folded.safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "missing"])
-def test_a_damaged_entry_is_dropped_and_made_again(quantized, file, damage):
+FILES = ["block-00000.safetensors", "block-00000.json", "quantized.json", "block-00000.folded.safetensors"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "flipped", "missing"])
+def test_a_damaged_entry_is_named_dropped_and_made_again(quantized, caplog, file, damage):
     save_quantized("a", quantized, PHASES)
     path = entry_folder("a") / file
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "other": b'{"layers": 3}'}[damage])
-    assert load_quantized("a") is None
+        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        damaged = {"truncated": content[: len(content) // 2], "empty": b"", "other": b'{"layers": 3}'}
+        path.write_bytes({**damaged, "flipped": flipped}[damage])
+    assert load_quantized("a") is None or (damage == "flipped" and file.endswith(".json"))
+    if damage != "missing" and not file.endswith(".json"):
+        assert str(entry_folder("a")) in caplog.text
+        assert "are made again" in caplog.text
     save_quantized("a", quantized, PHASES)
     assert load_quantized("a") is not None
 
@@ -90,6 +98,82 @@ def test_a_cache_size_that_is_no_number_is_named(quantized, monkeypatch):
     monkeypatch.setenv("SAGEBENCH_CACHE_GB", "8GB")
     with pytest.raises(InputError, match="SAGEBENCH_CACHE_GB='8GB'; it must be a number of gigabytes"):
         save_quantized("a", quantized, PHASES)
+
+
+def test_an_unfinished_entry_is_as_old_as_its_last_file(quantized, monkeypatch):
+    save_quantized("a", quantized, PHASES)
+    size = sum(file.stat().st_size for file in entry_folder("a").iterdir())
+    age("a", 1)
+    unfinished = QuantizedEntry("b")
+    unfinished.save(0, quantized, None)
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", str(2.5 * size / 1e9))
+    save_quantized("c", quantized, PHASES)
+    assert load_quantized("a") is None  # used longest ago
+    assert (entry_folder("b") / "block-00000.json").is_file()
+
+
+@pytest.fixture
+def blocks():
+    """Three blocks of a model, and activations that come through some of them."""
+    return [
+        quantize_model(tiny.build(seed=seed), create_method("rtn", bits=3, group_size=32), None) for seed in range(3)
+    ], {"hidden": torch.randn(2, 5, 7)}
+
+
+def begun(blocks, hidden, conditions=None):
+    """An entry that was interrupted after `blocks`."""
+    entry = QuantizedEntry("a", conditions)
+    assert entry.restore() == ([], None)
+    for index, block in enumerate(blocks):
+        entry.save(index, block, hidden)
+    return QuantizedEntry("a", conditions)
+
+
+def test_finished_blocks_and_activations_are_restored_bit_for_bit(blocks):
+    made, hidden = blocks
+    found, activations = begun(made, hidden).restore()
+    assert len(found) == 3
+    for block, kept in zip(made, found, strict=True):
+        assert kept.layers == block.layers
+        for name, weight in block.packed.items():
+            assert torch.equal(kept.packed[name].decode(), weight.decode())
+    assert torch.equal(activations["hidden"], hidden["hidden"])
+
+
+def test_a_block_without_the_activations_behind_it_is_made_again(blocks):
+    made, hidden = blocks
+    entry = begun(made[:2], hidden)
+    entry.save(2, made[2], None)  # killed before its activations were kept
+    found, activations = QuantizedEntry("a").restore()
+    assert len(found) == 2
+    assert torch.equal(activations["hidden"], hidden["hidden"])
+
+
+def test_without_activations_whole_blocks_are_enough(blocks):
+    begun(blocks[0], None)
+    (entry_folder("a") / "block-00001.json").unlink()
+    entry = QuantizedEntry("a")
+    found, activations = entry.restore()
+    assert (len(found), activations, entry.restored_blocks) == (1, None, 1)
+
+
+def test_other_conditions_begin_again(blocks, caplog):
+    begun(blocks[0], None, {"threads": 2})
+    entry = QuantizedEntry("a", {"threads": 1})
+    assert entry.restore() == ([], None)
+    assert "begun with {'threads': 2}, this is {'threads': 1}" in caplog.text
+    assert [path.name for path in entry.folder.iterdir()] == ["conditions.json"]
+
+
+@pytest.mark.parametrize("file", ["block-00001.safetensors", "block-00001.json", "stream.safetensors"])
+def test_a_damaged_block_begins_again_where_nothing_is_lost(blocks, caplog, file):
+    made, hidden = blocks
+    entry = begun(made, hidden)
+    path = entry.folder / file
+    path.write_bytes(path.read_bytes()[:-20])
+    # The activations are those behind block 2: without block 1 they are of no use.
+    assert entry.restore() == ([], None)
+    assert "is damaged" in caplog.text
 
 
 def test_space_is_asked_for_before_anything_is_written(quantized, monkeypatch):

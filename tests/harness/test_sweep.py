@@ -4,9 +4,10 @@ import json
 import pytest
 
 from harness import environment
+from harness.engines import InProcess
 from harness.records import RecordStore
 from harness.spec import MethodSpec, ModelSpec, PerplexitySpec, RunSpec
-from harness.sweep import Reporter, sweep
+from harness.sweep import Reporter, shard, sweep
 from kernels.errors import InputError
 
 
@@ -55,7 +56,7 @@ def files(store):
 
 def test_all_runs_are_carried_out_in_order_with_their_reference(store):
     worker = Worker()
-    outcome = sweep(RUNS, REFERENCES, store, execute=worker)
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(worker))
     assert worker.ran == ["fp16", "rtn", "gptq"]
     assert worker.references == {"fp16": None, "rtn": FP16.key, "gptq": FP16.key}
     assert outcome.done == [spec.key for spec in RUNS]
@@ -63,25 +64,25 @@ def test_all_runs_are_carried_out_in_order_with_their_reference(store):
 
 
 def test_finished_runs_are_skipped_and_untouched(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker())
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
     before = [store.path(spec.key).stat().st_mtime_ns for spec in RUNS]
     worker = Worker()
-    outcome = sweep(RUNS, REFERENCES, store, execute=worker)
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(worker))
     assert worker.ran == []
     assert (outcome.done, outcome.skipped) == ([], [spec.key for spec in RUNS])
     assert [store.path(spec.key).stat().st_mtime_ns for spec in RUNS] == before
 
 
 def test_fresh_repeats_finished_runs(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker())
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
     worker = Worker()
-    sweep(RUNS, REFERENCES, store, fresh=True, execute=worker)
+    sweep(RUNS, REFERENCES, store, fresh=True, engine=InProcess(worker))
     assert worker.ran == ["fp16", "rtn", "gptq"]
     assert all(store.load(spec.key)["fresh"] for spec in RUNS)
 
 
 def test_a_failure_is_kept_and_the_others_go_on(store):
-    outcome = sweep(RUNS, REFERENCES, store, execute=Worker(rtn=RuntimeError("two\nlines")))
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=RuntimeError("two\nlines"))))
     assert (outcome.done, outcome.failed) == ([FP16.key, GPTQ.key], [RTN.key])
     assert outcome.errors == {RTN.key: "rtn() on m: RuntimeError: two lines"}
     kept = json.loads(store.failure_path(RTN.key).read_text(encoding="utf-8"))
@@ -91,62 +92,62 @@ def test_a_failure_is_kept_and_the_others_go_on(store):
 
 
 def test_a_failed_run_is_tried_again_and_its_failure_forgotten(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker(rtn=RuntimeError("no")))
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=RuntimeError("no"))))
     worker = Worker()
-    sweep(RUNS, REFERENCES, store, execute=worker)
+    sweep(RUNS, REFERENCES, store, engine=InProcess(worker))
     assert worker.ran == ["rtn"]
     assert files(store) == sorted(f"{spec.key}.json" for spec in RUNS)
 
 
 def test_without_its_reference_no_quantized_number_is_kept(store):
     worker = Worker(fp16=RuntimeError("no"))
-    outcome = sweep(RUNS, REFERENCES, store, execute=worker)
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(worker))
     assert worker.ran == ["fp16"]
     assert outcome.failed == [spec.key for spec in RUNS]
     assert "the unquantized model was not measured" in outcome.errors[RTN.key]
 
 
 def test_a_fresh_sweep_does_not_compare_with_a_reference_that_just_failed(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker())
-    outcome = sweep(RUNS, REFERENCES, store, fresh=True, execute=Worker(fp16=RuntimeError("no")))
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
+    outcome = sweep(RUNS, REFERENCES, store, fresh=True, engine=InProcess(Worker(fp16=RuntimeError("no"))))
     assert outcome.failed == [spec.key for spec in RUNS]
 
 
 def test_bad_input_stops_the_sweep_and_leaves_nothing_of_its_run(store):
     with pytest.raises(InputError, match="bad"):
-        sweep(RUNS, REFERENCES, store, execute=Worker(rtn=InputError("bad")))
+        sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=InputError("bad"))))
     assert files(store) == [f"{FP16.key}.json"]
 
 
 def test_an_interrupt_leaves_finished_runs_and_nothing_else(store):
     with pytest.raises(KeyboardInterrupt):
-        sweep(RUNS, REFERENCES, store, execute=Worker(rtn=KeyboardInterrupt()))
+        sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=KeyboardInterrupt())))
     assert files(store) == [f"{FP16.key}.json"]
 
 
 def test_a_full_disk_is_bad_input_and_other_os_errors_are_failures(store):
     full = OSError(errno.ENOSPC, "No space left on device", "/some/file")
     with pytest.raises(InputError, match=r"no disk space left \(/some/file\); finished runs are kept"):
-        sweep(RUNS, REFERENCES, store, execute=Worker(rtn=full))
-    outcome = sweep(RUNS, REFERENCES, store, execute=Worker(rtn=OSError(errno.EIO, "Input/output error")))
+        sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=full)))
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=OSError(errno.EIO, "Input/output error"))))
     assert outcome.failed == [RTN.key]
 
 
 def test_records_of_other_code_are_used_with_a_warning(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker())
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
     record = json.loads(store.path(RTN.key).read_text(encoding="utf-8"))
     record["environment"]["code"] = "0" * 16
     store.path(RTN.key).write_text(json.dumps(record), encoding="utf-8")
-    outcome = sweep(RUNS, REFERENCES, store, execute=Worker())
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
     assert outcome.warnings == ["rtn() on m: measured with other code than this; --fresh repeats it"]
     assert outcome.skipped == [spec.key for spec in RUNS]
 
 
 def test_a_corrupt_record_is_reported_and_run_again(store):
-    sweep(RUNS, REFERENCES, store, execute=Worker())
+    sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()))
     store.path(RTN.key).write_text("{", encoding="utf-8")
     worker = Worker()
-    outcome = sweep(RUNS, REFERENCES, store, execute=worker)
+    outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(worker))
     assert worker.ran == ["rtn"]
     (warning,) = outcome.warnings
     assert f"{RTN.key}.json is corrupt" in warning
@@ -161,15 +162,73 @@ def test_the_reporter_hears_of_every_run(store):
         def begin(self, spec, number, total):
             self.heard.append(f"{number}/{total} {spec.method.name}")
 
-        def progress(self, done, total, what):
+        def progress(self, spec, done, total, what):
             self.heard.append(what)
 
         def end(self, spec, status, record):
             self.heard.append(f"{status} {spec.method.name} {record is not None}")
 
-    sweep(RUNS[:1], REFERENCES, store, execute=Worker())
+    sweep(RUNS[:1], REFERENCES, store, engine=InProcess(Worker()))
     listener = Listener()
-    sweep(RUNS, REFERENCES, store, listener, execute=Worker(gptq=RuntimeError("no")))
+    sweep(RUNS, REFERENCES, store, listener, engine=InProcess(Worker(gptq=RuntimeError("no"))))
     assert listener.heard == [
         "finished before fp16 True", "2/3 rtn", "working", "done rtn True", "3/3 gptq", "working", "failed gptq False",
     ]  # fmt: skip
+
+
+def shards(count):
+    references = {spec.key: FP16.key for spec in RUNS}
+    more = [spec_of(f"m{number}") for number in range(7)]
+    references |= {spec.key: FP16.key for spec in more}
+    everything = [*RUNS, *more]
+    return everything, [shard(everything, references, f"{number}/{count}") for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_shards_cover_all_runs_and_share_nothing_but_references(count):
+    everything, parts = shards(count)
+    quantized = [spec.key for part in parts for spec in part if spec != FP16]
+    assert sorted(quantized) == sorted(spec.key for spec in everything if spec != FP16)
+    for part in parts:
+        assert not part or part[0] == FP16 or not [spec for spec in part if spec != FP16]
+        assert [spec for spec in everything if spec in part] == part  # in the order of the plan
+
+
+def test_a_shard_with_nothing_to_compare_runs_nothing():
+    _, parts = shards(20)
+    assert [len(part) for part in parts].count(0) == 20 - 9
+
+
+class Overlapping(InProcess):
+    """Takes three runs at a time and ends the last one first."""
+
+    slots = 3
+
+    def __init__(self, execute):
+        super().__init__(execute)
+        self.tasks = []
+        self.most = 0
+
+    def start(self, task):
+        self.tasks.append(task)
+        self.most = max(self.most, len(self.tasks))
+
+    def wait(self, progress):
+        self._task = self.tasks.pop()
+        return super().wait(progress)
+
+
+def test_runs_wait_for_their_reference_and_then_go_side_by_side(store):
+    engine = Overlapping(worker := Worker())
+    done = sweep(RUNS, REFERENCES, store, engine=engine)
+    assert worker.ran == ["fp16", "gptq", "rtn"]
+    assert worker.references == {"fp16": None, "rtn": FP16.key, "gptq": FP16.key}
+    assert engine.most == 2
+    assert sorted(done.done) == sorted(spec.key for spec in RUNS)
+
+
+def test_runs_side_by_side_whose_reference_fails_are_not_begun(store):
+    engine = Overlapping(worker := Worker(fp16=RuntimeError("no")))
+    done = sweep(RUNS, REFERENCES, store, engine=engine)
+    assert worker.ran == ["fp16"]
+    assert sorted(done.failed) == sorted(spec.key for spec in RUNS)

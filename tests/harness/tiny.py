@@ -30,7 +30,21 @@ VOCABULARY = 64
 CONTEXT = 32
 LAYERS = 3
 HIDDEN = 64
+ROW = {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}}
 INTERMEDIATE = 96
+# Options of methods that suit models this small; for the others the defaults do.
+OPTIONS = {
+    "rtn": {"bits": 3, "group_size": 32},
+    "gptq": {"bits": 3, "group_size": 32},
+    "awq": {"bits": 3, "group_size": 32, "search_tokens": 64},
+    "pb-llm": {"group_size": 32},
+    "billm": {"block_size": 32},
+    "sage-ptq": {"group_count": 3, "max_salient": 0.05},
+    "aptq": {"group_size": 32},
+    "mg-ptq": {"group_size": 32, "average_bits": 2.5, "steps": 20},
+    "slim-llm": {"bits": 3, "group_size": 16},
+    "slim-llm-plus": {"bits": 3, "group_size": 16, "epochs": 2},
+}
 MODEL_TYPE = {
     "llama": LlamaConfig,
     "opt": OPTConfig,
@@ -104,7 +118,7 @@ def write_experiment(path: Path, **changes: Any) -> Path:
     """An experiment of three rows as a YAML file, with top-level keys replaced or added."""
     rows = [
         {"method": "fp16", "setting": "16 bit", "label": "FP16"},
-        {"method": "rtn", "setting": "3 bit g32", "label": "RTN", "options": {"bits": 3, "group_size": 32}},
+        ROW,
         {"method": "gptq", "setting": "3 bit g32", "label": "GPTQ", "options": {"bits": 3, "group_size": 32}},
     ]
     content = {

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from kernels.atomic import atomic_path, write_text
+from kernels.atomic import atomic_path, remove_stale_parts, write_text
 
 
 def names(folder):
@@ -118,3 +118,14 @@ def test_the_file_gets_the_permissions_that_open_gives(tmp_path):
         assert os.umask(0o027) == 0o027  # and the process keeps its umask
     finally:
         os.umask(old)
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_now_is_not(tmp_path):
+    for name in (".record.json.abc.part", ".record.json.def.part", "record.json"):
+        (tmp_path / name).write_text("x")
+    then = (tmp_path / "record.json").stat().st_mtime - 7200
+    for name in (".record.json.abc.part", "record.json"):
+        os.utime(tmp_path / name, (then, then))
+    remove_stale_parts(tmp_path)
+    assert names(tmp_path) == [".record.json.def.part", "record.json"]
+    remove_stale_parts(tmp_path / "gone")

@@ -159,6 +159,24 @@ def test_clipping_finds_the_range_that_a_direct_search_finds() -> None:
         torch.testing.assert_close(packed.decode()[row], best)
 
 
+def test_logged_proxy_loss_is_the_lost_share_of_the_layers_output(model: Any, windows: torch.Tensor) -> None:
+    untouched = copy.deepcopy(model)
+    logs = {log.name: log for log in quantize_model(model, create_method("awq", bits=3, group_size=32), windows).layers}
+    view = BlockStream(untouched, find_blocks(untouched), windows).view(0)
+    found = create_method("awq", bits=3, group_size=32).quantize_block(view, _contexts(view))
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in view.linears}
+    for name, linear in view.linears.items():
+        linear.register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0].double()))
+    for sample in range(len(windows)):
+        view.run(sample)  # the block is folded by now, and not yet rounded
+    prefix = next(iter(logs)).removesuffix(next(iter(view.linears)))
+    for name, packed in found.packed.items():
+        target = found.targets[name].double()
+        x = torch.cat([seen.reshape(-1, target.shape[1]) for seen in inputs[name]])
+        lost = (x @ (packed.decode().double() - target).T).square().sum() / (x @ target.T).square().sum()
+        assert logs[prefix + name].proxy_loss == pytest.approx(float(lost), rel=1e-3)
+
+
 def test_search_tokens_limit_the_samples_that_are_looked_at(windows: torch.Tensor) -> None:
     model = _llama(2)
     view = BlockStream(model, find_blocks(model), windows).view(0)

@@ -4,7 +4,7 @@ import torch
 
 from harness.models import placement
 from harness.models.blocks import find_blocks
-from harness.models.placement import OneBlockAtATime, place
+from harness.models.placement import OneBlockAtATime, Placement, place
 from harness.quantize import quantize_model
 from methods import create_method
 
@@ -54,7 +54,7 @@ def test_one_block_is_on_the_device_while_it_is_quantized(model, moves, method, 
     def watch(done, total, what):
         seen.append([moves.where[id(block)] == DEVICE for block in blocks].index(True))
 
-    quantize_model(model, quantized, tiny.tokens(), watch, bring=keeper.bring)
+    quantize_model(model, quantized, tiny.tokens(), watch, placement=keeper)
     assert moves.most == 1
     assert sorted(set(seen)) == list(range(len(blocks)))
 
@@ -68,7 +68,7 @@ def test_the_block_that_ran_last_goes_back_home(model, moves):
 
 
 def test_a_model_that_fits_is_moved_whole(model):
-    assert place(model, torch.device("cpu")) is None
+    assert type(place(model, torch.device("cpu"))) is Placement
 
 
 def test_a_model_that_does_not_fit_leaves_its_blocks_at_home(model, monkeypatch):

@@ -8,6 +8,7 @@ from harness.models.source import (
     fingerprint,
     linear_weights,
     open_gguf,
+    require_unquantized,
     resolve_model,
     source_precision,
 )
@@ -123,9 +124,13 @@ def test_a_damaged_index_is_refused(model_folder, content):
     assert "model.safetensors.index.json is damaged" in refused(model_folder)
 
 
-def test_a_quantized_folder_is_refused(model_folder):
+def test_a_quantized_folder_is_known_as_such_and_not_taken_for_a_model_to_quantize(model_folder):
+    assert resolve_model(str(model_folder)).quantized is None
     edit_config(model_folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "is already quantized" in refused(model_folder)
+    source = resolve_model(str(model_folder))
+    assert source.quantized == "gptq"
+    with pytest.raises(InputError, match=r"is already quantized \(gptq\); give the unquantized model"):
+        require_unquantized(source)
 
 
 def test_the_fingerprint_follows_the_weights(model_folder):

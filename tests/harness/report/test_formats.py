@@ -119,14 +119,35 @@ def test_latex_tables_balance_and_every_row_has_every_column(plan, records, clai
     assert "%" not in plain
     assert "#" not in plain
     assert plain.count(r"\begin{table*}") == plain.count(r"\end{table*}") == 2
-    for tabular in re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}(.*?)\\end\{tabular\}", plain, re.DOTALL):
-        rows = [line for line in tabular[1].splitlines() if line.endswith(r"\\")]
+    found = re.findall(r"\\begin\{tabular\}\{@\{\}(.*?)@\{\}\}\n(.*?)\\end\{tabular\}", plain, re.DOTALL)
+    assert len(found) == 2
+    for spec, tabular in found:
+        columns = len(re.findall(r"[lrS]", re.sub(r"\[[^]]*\]|@\{[^}]*\}", "", spec)))
+        rows = [line for line in tabular.splitlines() if line.endswith(r"\\")]
         assert rows
-        assert {line.count("&") for line in rows} == {len(tabular[0]) - 1}
+        # A value with its error takes two columns, and the head one cell for both.
+        assert {line.count("&") + line.count(r"\multicolumn{2}") for line in rows} == {columns - 1}
     assert set(re.findall(r"\\([a-zA-Z]+)", plain)) <= {
         "begin", "end", "centering", "small", "setlength", "tabcolsep", "caption", "label", "toprule", "midrule",
         "bottomrule", "shortstack", "textbf", "textsuperscript", "pm", "smallskip", "linewidth", "footnotesize", "par",
+        "sisetup", "multicolumn", "bfseries", "scriptsize",
+        "belowcaptionskip", "enspace",
     }  # fmt: skip
+
+
+def test_latex_numbers_are_aligned_on_their_decimal_marker_by_siunitx(plan, records, claims, tmp_path):
+    text = write_table(plan, records, claims, tmp_path)[2].read_text(encoding="utf-8")
+    measured, paper = re.findall(r"\\begin\{tabular\}\{(.*)\}", text)
+    assert r"S[table-format=2.2]@{\,}l" in measured  # perplexity and its error
+    assert "S[table-format=2.3]" in measured  # bits
+    assert "S[table-format=3.2]" in paper
+    assert r"\bfseries 30.00 & $\pm$ 1.50" in text
+
+
+def test_latex_leaves_exponents_to_siunitx(plan, records, claims, tmp_path, make_record):
+    records["k-gptq"] = make_record("k-gptq", "gptq", 123456.0)
+    text = write_table(plan, records, claims, tmp_path)[2].read_text(encoding="utf-8")
+    assert r"\num{1.23e5} $\pm$ 6173" in text or r"\num{1.23e5} $\pm$ 6.17e3" in text
 
 
 def test_html_shows_a_script_in_a_note_and_does_not_run_it(plan, records, claims, tmp_path, planned):

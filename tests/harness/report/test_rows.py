@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 
@@ -100,6 +101,14 @@ def test_a_value_that_is_not_finite_has_no_difference(plan, claims, make_record,
     row = planned("gptq", "3 bit g128", "k", model="OPT-1.3B")
     tidy = only(build_rows(one_row_plan(plan, row), {"k": make_record("k", "gptq", math.inf)}, claims))
     assert (tidy.measured, tidy.difference) == (math.inf, None)
+
+
+def test_a_methods_remark_stands_at_every_number_of_it(plan, records, claims):
+    emulated = copy.deepcopy(records)
+    emulated["k-gptq"]["method"]["provenance"]["remark"] = "activations are quantized too"
+    notes = {row.run_key: row.notes for row in build_rows(plan, emulated, claims) if row.run_key}
+    assert "activations are quantized too" in notes["k-gptq"]
+    assert "activations are quantized too" not in notes["k-sage"]
 
 
 def test_a_reconstruction_and_an_already_quantized_source_are_noted(plan, records, claims):

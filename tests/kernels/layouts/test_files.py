@@ -89,7 +89,7 @@ def test_a_failure_while_saving_leaves_the_old_file(file, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kernels.layouts.files.save_file", full)
+    monkeypatch.setattr("kernels.tensor_files.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_packed(file, weights())
     assert file.read_bytes() == old

@@ -1,0 +1,194 @@
+"""The regression gate: perplexity and payload bits of every method under one small protocol, against a baseline.
+
+A baseline is a JSON file: the protocol, and for each method its options, what was measured, and how far perplexity may
+be off. That tolerance comes from measurements too: the same run with other numbers of threads, whose sums are rounded
+in another order. Payload bits have none: they are counted, and must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.environment import environment_record
+from harness.runner import run
+from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
+from kernels.atomic import write_text
+from kernels.errors import InputError, did_you_mean
+from methods import create_method
+from methods.registry import builtin_method_names, method_names
+from methods.validation import explain
+
+# Perplexity may be off by this many times the largest difference that another number of threads has made ...
+_SPREADS = 3.0
+# ... and by this share in any case: other processors round differently too.
+_FLOOR = 0.002
+# Thread counts of the spread, besides the protocol's own.
+_OTHER_THREADS = (1, 3)
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(_Data):
+    """What every method is measured on."""
+
+    model: ModelSpec
+    calibration: CalibrationSpec
+    evaluation: PerplexitySpec
+    threads: int = Field(2, ge=1)
+
+
+class Entry(_Data):
+    """A method's baseline. spread: largest relative change of perplexity by another number of threads. The numbers are
+    None until they are measured."""
+
+    options: dict[str, Any] = {}
+    perplexity: float | None = Field(None, gt=0)
+    payload_bits: float | None = Field(None, gt=0)
+    spread: float | None = Field(None, ge=0)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative change of perplexity that is not a regression."""
+        return max(_FLOOR, _SPREADS * (self.spread or 0.0))
+
+
+class Baseline(_Data):
+    format: int = Field(1, ge=1, le=1)
+    protocol: Protocol
+    measured_on: dict[str, Any] = {}
+    methods: dict[str, Entry] = {}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One method against its baseline. problem: None if all is well. seconds: how long its run took."""
+
+    method: str
+    baseline: Entry | None
+    perplexity: float | None
+    payload_bits: float | None
+    problem: str | None
+    seconds: float = 0.0
+
+
+# Called with a method's name before it is measured.
+Watch = Callable[[str], None]
+
+
+def load_baseline(path: Path) -> Baseline:
+    """Raises InputError for a file that is missing, damaged, or holds anything else than a baseline."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+        return Baseline.model_validate_json(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"baseline {path} cannot be read ({error})") from error
+    except ValidationError as error:
+        raise InputError(f"baseline {path}: {explain(error, Baseline)}") from None
+    except ValueError as error:
+        raise InputError(f"baseline {path} is not valid JSON ({error})") from error
+
+
+def check(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> list[Check]:
+    """Measure the baseline's methods, or those of `methods`, and compare.
+
+    Methods of this project that the baseline lacks are problems too. Raises InputError for an unknown name.
+    """
+    _check_names(methods, baseline)
+    checks = []
+    for name in methods or sorted({*baseline.methods, *builtin_method_names()}):
+        entry = baseline.methods.get(name)
+        watch(name)
+        checks.append(_absent(name) if entry is None else _compare(name, entry, baseline.protocol))
+    return checks
+
+
+def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
+    """The baseline with numbers measured now, for all of its methods and those it lacks, or for `methods` alone.
+
+    A method that it lacks is added with its default options.
+    """
+    _check_names(methods, baseline)
+    entries = {name: entry for name, entry in baseline.methods.items() if name in method_names()}
+    for name in methods or sorted({*entries, *builtin_method_names()}):
+        watch(name)
+        options = entries[name].options if name in entries else {}
+        value, bits = _measure(name, options, baseline.protocol, baseline.protocol.threads)
+        others = [_measure(name, options, baseline.protocol, threads)[0] for threads in _OTHER_THREADS]
+        spread = max((_relative(other, value) for other in others), default=0.0)
+        entries[name] = Entry(options=options, perplexity=value, payload_bits=bits, spread=spread)
+    found = environment_record()
+    measured_on = {key: found[key] for key in ("python", "platform", "packages", "cpu")}
+    return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": measured_on})
+
+
+def save_baseline(path: Path, baseline: Baseline) -> None:
+    write_text(path, json.dumps(baseline.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+
+
+def _check_names(methods: Sequence[str], baseline: Baseline) -> None:
+    known = [*method_names(), *baseline.methods]
+    for name in methods:
+        if name not in known:
+            raise InputError(f"unknown method {name!r}" + did_you_mean(name, known))
+
+
+def _absent(name: str) -> Check:
+    return Check(name, None, None, None, f"is registered and has no baseline; measure one: --update --methods {name}")
+
+
+def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
+    if entry.perplexity is None or entry.payload_bits is None:
+        return Check(name, entry, None, None, f"its baseline has no numbers; measure them: --update --methods {name}")
+    start = time.perf_counter()
+    try:
+        value, bits = _measure(name, entry.options, protocol, protocol.threads)
+    except Exception as error:  # a method that fails is what a gate is for; the others are checked all the same
+        problem = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        return Check(name, entry, None, None, problem, time.perf_counter() - start)
+    problems = []
+    change = value / entry.perplexity - 1
+    if not _relative(value, entry.perplexity) <= entry.tolerance:
+        which = "worse" if change > 0 else "better"
+        problems.append(
+            f"perplexity {value:.6g} is {abs(change):.2%} {which} than {entry.perplexity:.6g}, "
+            f"{entry.tolerance:.2%} is noise"
+        )
+    if bits != entry.payload_bits:
+        problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}")
+    problem = "; ".join(problems) + ("; if that is meant: --update" if problems else "")
+    return Check(name, entry, value, bits, problem or None, time.perf_counter() - start)
+
+
+def _relative(value: float, base: float) -> float:
+    """Distance of two perplexities on a logarithmic scale; a percent is 0.01 either way."""
+    return abs(math.log(value / base))
+
+
+def _measure(name: str, options: dict[str, Any], protocol: Protocol, threads: int) -> tuple[float, float]:
+    """Perplexity and payload bits per weight of one method, measured anew."""
+    needs = create_method(name, **options).needs
+    spec = RunSpec(
+        model=protocol.model,
+        method=MethodSpec(name=name, options=options),
+        calibration=None if needs == "nothing" else protocol.calibration,
+        evaluations=(protocol.evaluation,),
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        record = run(spec, fresh=True)
+    finally:
+        torch.set_num_threads(before)
+    return record["metrics"][0]["value"], record["ledger"]["payload_bits"]

@@ -1,0 +1,109 @@
+"""Quality against stored bits: a filled mark at what is stored, a hollow one at what the method's paper counts.
+
+The line between the two marks is what the headline leaves out. The grey steps are the Pareto front of stored bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above, log_axis
+from harness.report.figures.source import Source, keys
+from harness.report.figures.style import INK, PAPER, SOFT, Page, mark
+from harness.report.measured_table import UNQUANTIZED
+from harness.report.records_view import distinct
+from harness.report.rows import TidyRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PER_MODEL = True
+_NAMES = {"perplexity": "Perplexity", "divergence": "KL divergence, nats per token"}
+
+
+def draw(source: Source, page: Page, model: str) -> Picture:
+    """One panel a corpus and metric; raises NothingToDrawError without a quantized row."""
+    panels = [
+        (metric, dataset, tuple(row for row in source.measured(metric, model) if row.dataset == dataset))
+        for metric in _NAMES
+        for dataset in distinct(row.dataset for row in source.measured(metric, model))
+    ]
+    panels = [panel for panel in panels if any(row.method != UNQUANTIZED for row in panel[2])]
+    if not panels:
+        raise NothingToDrawError(f"no measured quantized row of {model}")
+    across = 1 if page.narrow else min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = blank(page, 2.1 * down + 0.5, down, across)
+    for place, axis in enumerate(axes):
+        if place < len(panels):
+            _panel(axis, page, *panels[place])
+        else:
+            axis.set_axis_off()
+    handles, labels = _legend(source, [row for *_, rows in panels for row in rows])
+    legend_above(figure, handles, labels, 2 if page.narrow else 5)
+    rows = tuple(row for *_, rows in panels for row in rows)
+    return Picture(
+        figure,
+        (
+            f"{model}: quality against bits a weight of the quantized layers",
+            "Filled: all stored bits. Hollow: the bits that the method's paper counts. Line: the bits that count "
+            "leaves out. Grey steps: Pareto front of stored bits. Bars: standard error over windows",
+            *source.protocol(rows),
+        ),
+        keys(rows),
+    )
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (bits, loss) that no other point beats in both, by rising bits."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
+    quantized = [row for row in rows if row.method != UNQUANTIZED and row.payload_bits is not None]
+    values = [row.measured for row in rows if row.measured]
+    steps = front([(row.payload_bits or 0.0, row.measured or 0.0) for row in quantized])
+    right = max(row.payload_bits or 0.0 for row in quantized) * 1.06
+    if len(steps) > 1 or len(quantized) > 1:
+        x, y = zip(*steps, strict=True)
+        axis.step([*x, right], [*y, y[-1]], where="post", color="#bfbfbf", zorder=1, linewidth=2 * page.venue.line)
+    for row in quantized:
+        look = mark(row.method)
+        nominal = (row.nominal_weight_bits or 0.0) + (row.nominal_scale_bits or 0.0)
+        stored, level = row.payload_bits or 0.0, row.measured or 0.0
+        axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
+        axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
+        axis.plot(stored, level, look.marker, color=look.colour, markeredgecolor=look.colour, zorder=4)
+        if row.stderr:
+            low = min(row.stderr, 0.9 * level)  # a log axis has no zero
+            axis.errorbar(stored, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2)
+    reference = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured]
+    if reference:
+        axis.axhline(reference[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)
+    log_axis(axis.yaxis, min(values) / 1.1, max(values) * 1.1)
+    axis.set_xlim(0, right)
+    axis.set_xlabel("Bits per weight")
+    axis.set_ylabel(_NAMES[metric])
+    axis.set_title(dataset, color=SOFT)
+    axis.grid(True, which="major")
+
+
+def _legend(source: Source, rows: Sequence[TidyRow]) -> tuple[list[Any], list[str]]:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = []
+    labels: list[str] = []
+    for method in distinct(row.method for row in rows):
+        look = mark(method)
+        if method == UNQUANTIZED:
+            handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2))))
+        else:
+            handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle="none"))
+        labels.append(source.label(method))
+    handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor=PAPER, linestyle="none"))
+    return handles, [*labels, "bits as claimed"]

@@ -1,0 +1,115 @@
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from harness.engines import Result, Task
+from harness.engines.messages import result_from_text, result_to_text, task_from_text, task_to_text
+from harness.engines.pool import ProcessPool, core_group
+from harness.records import RecordStore, outcome
+from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
+from harness.sweep import Reporter, sweep
+
+
+@pytest.fixture
+def plan(tiny_folder, corpus_file):
+    """FP16 and two quantized runs, and their references."""
+
+    def spec(name, **options):
+        calibration = CalibrationSpec(corpus=str(corpus_file), samples=8, context=32) if name == "gptq" else None
+        return RunSpec(
+            model=ModelSpec(name=str(tiny_folder)),
+            method=MethodSpec(name=name, options=options),
+            calibration=calibration,
+            evaluations=(PerplexitySpec(corpus=str(corpus_file), context=32, windows=4),),
+        )
+
+    runs = [spec("fp16"), spec("rtn", bits=3, group_size=32), spec("gptq", bits=3, group_size=32)]
+    return runs, {run.key: runs[0].key for run in runs}
+
+
+def outcomes(store):
+    return {key: outcome(record) for key, record in store.load_all().items()}
+
+
+class Killer(Reporter):
+    """Kills the worker of a method, at its first sign of life, once."""
+
+    def __init__(self, method):
+        self.method = method
+        self.heard = []
+
+    def progress(self, spec, done, total, what):
+        first = spec.method.name not in {name for name, _ in self.heard}
+        self.heard.append((spec.method.name, what))
+        if first and spec.method.name == self.method:
+            for child in psutil.Process().children():
+                if "harness.engines.worker" in child.cmdline():
+                    child.send_signal(signal.SIGKILL)
+
+
+def test_a_pool_gives_the_records_of_one_process_though_a_worker_is_killed(plan, tmp_path, monkeypatch):
+    runs, references = plan
+    here, there = RecordStore(tmp_path / "here"), RecordStore(tmp_path / "there")
+    sweep(runs, references, here)
+    monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "another-cache"))
+    killer = Killer("fp16")
+    done = sweep(runs, references, there, killer, engine=ProcessPool(2, threads=1))
+    assert sorted(done.done) == sorted(run.key for run in runs)
+    assert outcomes(there) == outcomes(here)
+    assert {name for name, _ in killer.heard} == {"fp16", "rtn", "gptq"}
+    assert any("block" in what for _, what in killer.heard)
+
+
+def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path):
+    runs, references = plan
+    store = RecordStore(tmp_path / "runs")
+    found = sweep(runs[:1], references, store, Killer("fp16"), engine=ProcessPool(2, threads=1, retries=0))
+    assert found.failed == [runs[0].key]
+    (line,) = found.errors.values()
+    assert "WorkerDied: its process was ended by SIGKILL (the system does that when memory runs out), 1 times" in line
+    assert store.failure_path(runs[0].key).is_file()
+
+
+def test_workers_end_when_the_sweep_is_interrupted(plan, tmp_path):
+    class Interrupted(Reporter):
+        def progress(self, spec, done, total, what):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(*plan, RecordStore(tmp_path / "runs"), Interrupted(), engine=ProcessPool(2, threads=1))
+    assert not [c for c in psutil.Process().children() if "harness.engines.worker" in c.cmdline()]
+
+
+def test_tasks_and_results_travel_as_text(plan):
+    runs, _ = plan
+    task, settings = task_from_text(task_to_text(Task(runs[2], {"key": "k"}, True), threads=2, cores=[0]))
+    assert task == Task(runs[2], {"key": "k"}, True)
+    assert task.spec.key == runs[2].key
+    assert settings == {"threads": 2, "cores": [0]}
+    result = Result(runs[0], None, "no", "at length", bad_input=True)
+    assert result_from_text(runs[0], result_to_text(result)) == result
+
+
+def test_a_worker_whose_reader_is_gone_ends(plan):
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "harness.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    worker.stdout.close()
+    worker.stdin.write(task_to_text(Task(plan[0][0])) + "\n")
+    worker.stdin.close()
+    assert worker.wait(300) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core groups on this system")
+@pytest.mark.parametrize(
+    ("slots", "groups"),
+    [(1, [[0, 1, 2, 3]]), (2, [[0, 1], [2, 3]]), (3, [[0], [1], [2]]), (5, [[0], [1], [2], [3], [0]])],
+)
+def test_cores_are_shared_out(monkeypatch, slots, groups):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 1, 0, 2})
+    assert [core_group(slot, slots) for slot in range(slots)] == groups

@@ -1,0 +1,197 @@
+"""The regression gate, on a tiny model with a baseline of its own; and on the real one with
+`SAGEBENCH_BASELINE=results/baselines/smollm2.json pytest tests/harness/test_regression.py`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import flips
+import pytest
+import tiny
+
+from harness import regression
+from harness.cli import check_regression
+from harness.regression import Baseline, Check, Entry, load_baseline
+from methods.registry import builtin_method_names, register_method
+
+_ROOT = Path(__file__).resolve().parents[2]
+REAL = os.environ.get("SAGEBENCH_BASELINE")
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_folder, corpus_file, tmp_path_factory):
+    """A baseline of every method of this project, measured once; its numbers are not to be changed."""
+    if REAL:
+        return load_baseline(_ROOT / REAL)
+    content = {
+        "protocol": {
+            "model": {"name": str(tiny_folder), "quantized_blocks": 2},
+            "calibration": {"corpus": str(corpus_file), "samples": 8, "context": 32},
+            "evaluation": {"corpus": str(corpus_file), "context": 32, "windows": 8},
+            "threads": 1,
+        },
+        "methods": {name: {"options": options} for name, options in tiny.OPTIONS.items()},
+    }
+    folder = tmp_path_factory.mktemp("gate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAGEBENCH_CACHE", str(folder))
+        patch.setattr(regression, "_OTHER_THREADS", ())
+        return regression.update(Baseline.model_validate_json(json.dumps(content)))
+
+
+@pytest.fixture
+def baseline(measured, tmp_path, monkeypatch):
+    """Its file."""
+    if REAL:  # the real model lies in the machine's own cache
+        monkeypatch.delenv("SAGEBENCH_CACHE")
+    path = tmp_path / "tiny.json"
+    regression.save_baseline(path, measured)
+    return path
+
+
+def gate(baseline, *more):
+    return check_regression(["--baseline", str(baseline), *more])
+
+
+def change(path, method, **values):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["methods"][method].update(values)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_every_method_of_this_project_has_a_baseline_that_it_meets(baseline, tmp_path, capsys):
+    assert load_baseline(baseline).methods.keys() == set(builtin_method_names())
+    assert gate(baseline, "--junit", str(tmp_path / "gate.xml")) == 0
+    assert "CHANGED" not in capsys.readouterr().out
+    suite = ElementTree.parse(tmp_path / "gate.xml").getroot()
+    assert suite.attrib["name"] == "sagebench tiny"
+    assert (suite.attrib["tests"], suite.attrib["failures"]) == (str(len(suite)), "0")
+    assert sorted(case.attrib["name"] for case in suite) == builtin_method_names()
+
+
+@pytest.mark.parametrize("method", builtin_method_names())
+def test_one_rule_flipped_in_a_copy_of_a_method_fails_the_gate(baseline, monkeypatch, capsys, method):
+    assert method in flips.RULES, f"add a rule of {method!r} to flip in tests/harness/flips.py"
+    flips.flip(monkeypatch, method)
+    assert gate(baseline, "--methods", method) == 1
+    assert f"{method}: perplexity" in capsys.readouterr().out
+
+
+def test_a_problem_is_said_in_the_table_in_words_and_in_xml(baseline, tmp_path, capsys):
+    change(baseline, "rtn", perplexity=1.0, payload_bits=2.0)
+    assert gate(baseline, "--methods", "rtn", "--junit", str(tmp_path / "gate.xml")) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "CHANGED" in said
+    assert "worse than 1, 0.20% is noise; payload is" in said
+    assert "must be 2.0; if that is meant: --update" in said
+    (case,) = ElementTree.parse(tmp_path / "gate.xml").getroot()
+    assert case.find("failure").attrib["message"] in said
+
+
+def test_a_perplexity_that_is_too_good_is_a_change_too(baseline, capsys):
+    change(baseline, "rtn", perplexity=1e6)
+    assert gate(baseline, "--methods", "rtn") == 1
+    assert "better than 1e+06" in capsys.readouterr().out
+
+
+def test_a_method_that_fails_does_not_keep_the_others_from_being_checked(measured, monkeypatch):
+    def measure(name, *rest):
+        if name == "rtn":
+            raise RuntimeError("no\nluck")
+        entry = measured.methods[name]
+        return entry.perplexity, entry.payload_bits
+
+    monkeypatch.setattr(regression, "_measure", measure)
+    found = {check.method: check.problem for check in regression.check(measured, ["rtn", "gptq"])}
+    assert found == {"rtn": "failed: RuntimeError: no luck", "gptq": None}
+
+
+def test_a_registered_method_without_a_baseline_is_a_problem(measured, monkeypatch):
+    short = measured.model_copy(update={"methods": {}})
+    monkeypatch.setattr(regression, "_measure", None)
+    found = regression.check(short, ["rtn"])
+    told = "is registered and has no baseline; measure one: --update --methods rtn"
+    assert found == [Check("rtn", None, None, None, told)]
+    assert [check.method for check in regression.check(short)] == builtin_method_names()
+
+
+def test_an_update_measures_the_spread_and_adds_what_is_missing(measured, monkeypatch):
+    seen = []
+
+    def measure(name, options, protocol, threads):
+        seen.append((name, options, threads))
+        return {1: 20.0, 2: 20.2, 3: 19.9}[threads], 3.5
+
+    monkeypatch.setattr(regression, "_measure", measure)
+    protocol = measured.protocol.model_copy(update={"threads": 2})
+    old = Baseline(protocol=protocol, methods={"gptq": Entry(options={"bits": 3}), "gone": Entry()})
+    new = regression.update(old)
+    assert sorted(new.methods) == builtin_method_names()
+    assert [call for call in seen if call[0] == "gptq"] == [("gptq", {"bits": 3}, threads) for threads in (2, 1, 3)]
+    gptq = new.methods["gptq"]
+    assert (gptq.perplexity, gptq.payload_bits) == (20.2, 3.5)
+    assert gptq.tolerance == pytest.approx(3 * 0.014963, rel=1e-3)
+    assert new.measured_on["packages"]["torch"]
+    only = regression.update(old, ["rtn"])
+    assert sorted(only.methods) == ["gptq", "rtn"]
+
+
+def test_the_checked_in_baseline_covers_every_method():
+    found = load_baseline(_ROOT / "results" / "baselines" / "smollm2.json")
+    assert found.methods.keys() == set(builtin_method_names())
+    assert all(entry.perplexity and entry.payload_bits for entry in found.methods.values())
+
+
+BAD_BASELINES = {
+    "missing": (None, "cannot be read"),
+    "not json": ("{", "is not valid JSON"),
+    "not an object": ("[]", "baseline"),
+    "no protocol": ('{"methods": {}}', "protocol is missing"),
+    "another format": ('{"format": 2}', "format=2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BASELINES)
+def test_a_bad_baseline_is_one_line_and_code_2(tmp_path, capsys, case):
+    text, told = BAD_BASELINES[case]
+    path = tmp_path / "bad.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert gate(path) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+    assert told in error
+
+
+def test_an_unknown_key_of_an_entry_gets_a_suggestion(baseline, capsys):
+    change(baseline, "rtn", perplexty=1.0)
+    assert gate(baseline) == 2
+    assert "unknown option 'methods.rtn.perplexty'; did you mean 'perplexity'?" in capsys.readouterr().err
+
+
+def test_an_unknown_method_is_named(baseline, capsys):
+    assert gate(baseline, "--methods", "rnt") == 2
+    assert "unknown method 'rnt'; did you mean 'rtn'?" in capsys.readouterr().err
+
+
+def test_plugins_need_no_baseline(monkeypatch, measured):
+    from methods import registry
+    from methods.rtn import Rtn
+
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register_method("somebodys")(type("Somebodys", (Rtn,), {}))
+    monkeypatch.setattr(regression, "_measure", lambda name, *rest: (1.0, 1.0))
+    assert "somebodys" not in [check.method for check in regression.check(measured)]
+
+
+def test_a_flip_changes_a_copy_and_nothing_else(monkeypatch):
+    before = sys.modules["methods.rtn"].round_to_groups
+    with monkeypatch.context() as patch:
+        flips.flip(patch, "rtn")
+        assert sys.modules["methods.rtn"].round_to_groups is not before
+        assert isinstance(sys.modules["methods.grids"], ModuleType)
+    assert sys.modules["methods.rtn"].round_to_groups is before
