@@ -180,7 +180,7 @@ def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--synthetic", metavar="M", help="a model's shapes with random packed weights, such as llama-2-7b"
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods or rows")
     parser.add_argument(
         "--runtime", choices=["resident", "banded", "dense"], default="resident",
         help="all packed weights on the device (default), codes in host memory, or weights decoded once",

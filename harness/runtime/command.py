@@ -94,11 +94,11 @@ def plan_runtime(metric: str, arguments: argparse.Namespace) -> dict[str, RunSpe
 
 def _chosen(methods: list[str]) -> list[RuntimeRow]:
     rows = runtime_rows()
-    known = [row.method for row in rows]
+    known = [name for row in rows for name in (row.method, row.label)]
     for method in methods:
         if method not in known:
             raise InputError(f"unknown method {method!r}" + did_you_mean(method, known))
-    return [row for row in rows if not methods or row.method in methods]
+    return [row for row in rows if not methods or {row.method, row.label} & set(methods)]
 
 
 def _evaluation(metric: str, arguments: argparse.Namespace) -> EvaluationSpec:
@@ -128,22 +128,20 @@ def _calibration() -> CalibrationSpec:
 
 def _decode_table(records: dict[str, dict[str, Any]]) -> Table:
     table = Table(
-        "method", "arm", "tokens/s", "IQR", "first token ms", "p50 ms", "p95 ms", "p99 ms", "MB/token", "GB/s",
-        "of copy", "speed-up", title="Decode throughput",
+        "method", "arm", "tokens/s", "first ms", "p50/p95/p99 ms", "MB", "GB/s", "of copy", "x dense",
+        title="Decode throughput",
     )  # fmt: skip
     for label, record in records.items():
         entry = record["metrics"][0]
         for name, arm in entry["arms"].items():
             speedup = entry["speedup"] if name.startswith("packed") else None
-            first, third = arm["iqr"]
             table.add_row(
                 label,
                 name,
-                f"{arm['tokens_per_second']:.1f}",
-                f"{first:.1f} to {third:.1f}",
+                f"{arm['tokens_per_second']:.1f} ± {(arm['iqr'][1] - arm['iqr'][0]) / 2:.1f}",
                 f"{arm['time_to_first_token_ms']:.0f}",
-                *(f"{arm[key]:.2f}" for key in ("ms_p50", "ms_p95", "ms_p99")),
-                f"{arm['bytes_per_token'] / 1e6:.1f}",
+                "/".join(f"{arm[key]:.1f}" for key in ("ms_p50", "ms_p95", "ms_p99")),
+                f"{arm['bytes_per_token'] / 1e6:.0f}",
                 f"{arm['effective_gb_s']:.1f}",
                 f"{100 * arm['share_of_copy']:.0f} %",
                 "-" if speedup is None else f"{speedup:.2f}",
@@ -153,8 +151,8 @@ def _decode_table(records: dict[str, dict[str, Any]]) -> Table:
 
 def _memory_table(records: dict[str, dict[str, Any]]) -> Table:
     table = Table(
-        "method", "resident MB", "linears MB", "over ledger", "host MB", "16-bit linears MB", "KV cache MB",
-        "peak MB", title="Memory of decoding",
+        "method", "resident MB", "linears", "over ledger", "host", "in 16 bits", "KV cache",
+        "peak", title="Memory of decoding",
     )  # fmt: skip
     for label, record in records.items():
         entry = record["metrics"][0]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import examples
 
@@ -16,25 +17,26 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Odd sizes, partial groups and blocks, SmolLM2's and grouped-query shapes; few weights, since the interpreter is slow.
 SHAPES = {
     "codebook-4": [(17, 130), (70, 576)],
-    "codebook-3": [(70, 600)],
-    "codebook-2-salient-5%": [(33, 576)],
+    "codebook-3": [(33, 300)],
+    "codebook-2-salient-5%": [(17, 200)],
     "codebook-none-salient": [(64, 256)],
-    "codebook-float32": [(40, 300)],
-    **{f"uniform-{bits}-g128": [(70, 576)] for bits in range(1, 9)},
-    "uniform-3-row": [(33, 600)],
+    "codebook-float32": [(17, 130)],
+    **{f"uniform-{bits}-g128": [(33, 200)] for bits in range(1, 9)},
+    "uniform-4-g128": [(70, 576)],
+    "uniform-3-row": [(33, 300)],
     "uniform-4-g16-symmetric": [(64, 130)],
-    "uniform-4-g96": [(17, 576)],
+    "uniform-4-g96": [(17, 250)],
     "uniform-2-g300": [(17, 700)],
     "uniform-4-act-order": [(40, 300)],
-    "uniform-mixed": [(17, 576)],
-    "binary-g128": [(70, 576)],
+    "uniform-mixed": [(17, 400)],
+    "binary-g128": [(33, 300)],
     "binary-row-no-mean": [(33, 300)],
     "binary-bfloat16": [(17, 130)],
-    "partial-g128": [(70, 576)],
-    "partial-row": [(33, 600)],
-    "partial-g300": [(17, 700)],
-    "residual-128": [(70, 576)],
-    "residual-100": [(33, 600)],
+    "partial-g128": [(70, 300)],
+    "partial-row": [(33, 200)],
+    "partial-g300": [(17, 350)],
+    "residual-128": [(70, 300)],
+    "residual-100": [(33, 250)],
     "residual-all-columns": [(17, 300)],
     "residual-none-salient": [(64, 256)],
 }
@@ -77,16 +79,16 @@ def test_products_are_those_of_the_decoded_weight(layout, poisoned):
 
 @pytest.mark.parametrize("layout", ["codebook-4", "uniform-3-g128", "partial-row", "residual-100"])
 def test_up_to_sixteen_vectors_and_more(layout, poisoned):
-    weight = examples.make(layout, (33, 300))
+    weight = examples.make(layout, (33, 200))
     matrix = gpu_matrix(weight)
-    for vectors in (2, 9, 20):
-        inputs = torch.randn(vectors, 300, dtype=torch.float16)
+    for vectors in (2, 20):
+        inputs = torch.randn(vectors, 200, dtype=torch.float16)
         examples.check_product(matrix.multiply(inputs.to(DEVICE)).cpu(), examples.exact_product(weight, inputs))
 
 
 @pytest.mark.parametrize("layout", SHAPES)
 def test_prefill_decodes_the_weight_exactly(layout, poisoned):
-    weight = examples.make(layout, (70, 600))
+    weight = examples.make(layout, (33, 300))
     matrix = gpu_matrix(weight)
     decoded = matrix.decode(torch.float32).cpu()
     exact = weight.decode(torch.float32)
@@ -100,20 +102,20 @@ def test_prefill_decodes_the_weight_exactly(layout, poisoned):
     "layout", ["codebook-4", "uniform-mixed", "uniform-4-act-order", "partial-g128", "residual-100"]
 )
 def test_prefill_multiplies_by_rows_decoded_to_a_scratch_matrix(layout, poisoned, monkeypatch):
-    monkeypatch.setattr(launch, "_SCRATCH_WEIGHTS", 64 * 768)  # two pieces
-    weight = examples.make(layout, (100, 600))
-    inputs = torch.randn(launch.MOST_VECTORS + 1, 600, dtype=torch.float16)
+    monkeypatch.setattr(launch, "_SCRATCH_WEIGHTS", 64 * 512)  # two pieces
+    weight = examples.make(layout, (70, 300))
+    inputs = torch.randn(launch.MOST_VECTORS + 1, 300, dtype=torch.float16)
     found = gpu_matrix(weight).multiply(inputs.to(DEVICE)).cpu()
     examples.check_product(found, examples.exact_product(weight, inputs))
 
 
-@pytest.mark.parametrize("layout", ["codebook-4", "uniform-4-g128", "partial-g128", "residual-128"])
+@pytest.mark.parametrize("layout", ["codebook-4", "partial-g128"])
 def test_any_number_of_splits_gives_the_same(layout, poisoned, monkeypatch):
-    weight = examples.make(layout, (33, 1100))
-    inputs = torch.randn(1, 1100)
+    weight = examples.make(layout, (17, 600))
+    inputs = torch.randn(1, 600)
     matrix = gpu_matrix(weight)
     found = []
-    for splits in (1, 2, 5, 9):
+    for splits in (1, 2, 3):
         monkeypatch.setattr(launch, "chosen_launch", lambda *_, splits=splits: Launch(splits, 1))
         found.append(matrix.multiply(inputs.to(DEVICE)).cpu())
         assert torch.equal(found[-1], matrix.multiply(inputs.to(DEVICE)).cpu())
