@@ -25,7 +25,9 @@ from kernels.errors import InputError
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _DTYPES = {
+    "BOOL": torch.bool,
     "U8": torch.uint8,
+    "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,
     "I64": torch.int64,

@@ -27,6 +27,8 @@ from kernels.layouts import PackedWeight
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # Cache lengths are rounded up to this, so that a few more tokens do not make another shape.
 _CACHE_STEP = 64
+# Token ids of the prompt are below this; every model has more.
+_VOCABULARY = 1000
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,7 @@ def _decoder(weights: Weights, spec: RuntimeSpec, bands: Bands | None) -> Decode
 
 
 def _prompt(spec: RuntimeSpec, subject: Subject) -> torch.Tensor:
-    vocabulary = 1000  # every model has more tokens
-    drawn = torch.randint(0, vocabulary, (spec.batch, spec.prompt), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(0, _VOCABULARY, (spec.batch, spec.prompt), generator=torch.Generator().manual_seed(0))
     return drawn.to(subject.device)
 
 

@@ -24,6 +24,9 @@ from methods import QuantizationMethod
 
 Shape = tuple[int, int]
 
+# Rows of OPT's table of positions, the two unused ones included.
+LEARNED_POSITIONS = 2050
+
 # What a method's packed weights look like: share of salient weights as the papers report it for LLaMA models.
 _LAYOUTS: dict[str, Callable[[Any, Shape, int, torch.device], PackedWeight]] = {
     "fp16": lambda o, shape, seed, device: random.random_dense(shape, seed, device=device),
@@ -99,7 +102,7 @@ def synthetic_weights(
         blocks.append(Block(products, norm(a.hidden), norm(a.hidden), head_norms))
     embedding = normal(a.vocabulary, a.hidden)
     head = embedding if a.tied else normal(a.vocabulary, a.hidden)
-    positions = normal(2048, a.hidden) if a.block == "opt" else None
+    positions = normal(LEARNED_POSITIONS, a.hidden) if a.block == "opt" else None
     return Weights(a, embedding, DenseProduct(head), blocks, norm(a.hidden), positions=positions)
 
 

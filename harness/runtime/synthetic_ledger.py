@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.ledger import bytes_by_role
 from harness.runtime.architecture import Architecture
+from harness.runtime.synthetic import LEARNED_POSITIONS
 from kernels.layouts import PackedWeight
 from methods import QuantizationMethod
 
@@ -19,11 +20,11 @@ def synthetic_ledger(
     weights, block = a.linear_weights, sum(sizes.values())
     payload = a.layers * sum(weight.nbytes() for weight in layer.values())
     nominal = {name: method.nominal_bits(weight) for name, weight in layer.items()}
-    embeddings = 2 * a.vocabulary * a.hidden + (0 if a.block == "llama" else 2 * (a.positions or 2048) * a.hidden)
+    embeddings = 2 * a.vocabulary * a.hidden + (0 if a.block == "llama" else 2 * LEARNED_POSITIONS * a.hidden)
     parts = {
         "embeddings": embeddings,
         "head": 0 if a.tied else 2 * a.vocabulary * a.hidden,
-        "norms_and_biases": 2 * _small_parameters(a),
+        "norms_and_biases": 2 * small_parameters(a),
     }
     other = sum(parts.values())
     return {
@@ -43,7 +44,7 @@ def synthetic_ledger(
     }
 
 
-def _small_parameters(a: Architecture) -> int:
+def small_parameters(a: Architecture) -> int:
     """Norms, and OPT's biases."""
     if a.block == "llama":
         return a.layers * (2 * a.hidden + (2 * a.head_size if a.head_norms else 0)) + a.hidden

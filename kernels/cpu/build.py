@@ -22,7 +22,7 @@ from kernels.cache import cache_root
 from kernels.errors import InputError, did_you_mean
 
 _SOURCE = Path(__file__).with_name("packed.cpp")
-_COMMON = ("-O2", "-std=c++17", "-fPIC", "-shared", "-w")
+_COMMON = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c")
 # Best first. Flags beyond the common ones.
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {

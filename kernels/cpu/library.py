@@ -138,7 +138,7 @@ class CpuMatrix:
         groups = 1 if scales is None else scales.shape[1]
         return _Segment(
             words=self._keep(part.words),
-            table=self._keep(table.repeat(32 // table.numel())),
+            table=self._keep(_whole_registers(table)),
             scales=self._keep(scales),
             offsets=self._keep(part.offsets),
             width=part.width,
@@ -173,7 +173,8 @@ class CpuMatrix:
         sparse = _Sparse(
             entries=self._keep(rows.entries),
             pointers=self._keep(rows.pointers),
-            table=self._keep(part.table),
+            # With zero points the codes are the values.
+            table=self._keep(None if part.zeros is not None else _whole_registers(part.table)),
             scales=self._keep(part.scales.float()),
             zeros=self._keep(None if part.zeros is None else part.zeros.float()),
             base=self._keep(part.base),
@@ -186,6 +187,11 @@ class CpuMatrix:
         )
         self._structures.append(sparse)
         return sparse
+
+
+def _whole_registers(table: Tensor) -> Tensor:
+    """A table of 32 entries or more, repeated: the bits of an index above its width then do not matter."""
+    return table.repeat(max(32 // table.numel(), 1))
 
 
 def cpu_matrix(weights: Sequence[PackedWeight]) -> CpuMatrix | None:

@@ -25,7 +25,8 @@ struct Segment {
 struct Sparse {
     const uint16_t *entries;  // column | code << column_bits
     const int32_t *pointers;  // [slabs][rows + 1]
-    const float *table, *scales, *zeros, *base;  // zeros [rows] and base [rows][base_groups] may be null
+    const float *table;  // [32] or [2^code bits], null where the code is the value
+    const float *scales, *zeros, *base;  // zeros [rows] and base [rows][base_groups] may be null
     int32_t slabs, slab, column_bits, base_group, base_groups, rows;
 };
 
@@ -406,34 +407,77 @@ template <bool TWO> static void plane_block(const Matrix &a, size_t block, const
 
 // ---- sparse entries --------------------------------------------------------------------------------------------------
 
-static void sparse_block(const Sparse &s, const float *x, size_t first, int rows, float *out) {
+// One row: out gets the scaled sum of codes times inputs, inputs the plain sum, base the sum weighted by the dense part.
+struct RowSums { float codes, inputs, base; };
+
+#if defined(SAGE_AVX512)
+static RowSums sparse_row(const Sparse &s, const float *x, size_t row) {
+    const __m512i mask = _mm512_set1_epi32((1 << s.column_bits) - 1);
+    const int code_bits = 16 - s.column_bits;
+    __m512 low = _mm512_setzero_ps(), high = low, codes = low, inputs = low, base = low;
+    if (s.table && code_bits <= 5) {  // 32 entries, repeated where there are fewer
+        low = _mm512_loadu_ps(s.table);
+        high = _mm512_loadu_ps(s.table + 16);
+    }
+    for (int slab = 0; slab < s.slabs; slab++) {
+        const int32_t *bounds = s.pointers + static_cast<size_t>(slab) * (s.rows + 1) + row;
+        const float *from = x + static_cast<size_t>(slab) * s.slab;
+        __m512 plain = _mm512_setzero_ps();
+        for (int32_t at = bounds[0], left = bounds[1] - at; left > 0; at += 16, left -= 16) {
+            const __mmask16 some = left >= 16 ? 0xffff : (1u << left) - 1;
+            const __m512i entry = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, s.entries + at));
+            const __m512i code = _mm512_srli_epi32(entry, s.column_bits);
+            const __m512 value = _mm512_mask_i32gather_ps(
+                _mm512_setzero_ps(), some, _mm512_and_si512(entry, mask), from, 4);
+            const __m512 weight = !s.table ? _mm512_cvtepi32_ps(code)
+                                : code_bits <= 5 ? _mm512_permutex2var_ps(low, code, high)
+                                : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, code, s.table, 4);
+            codes = _mm512_fmadd_ps(weight, value, codes);
+            plain = _mm512_add_ps(plain, value);
+        }
+        if (s.zeros) inputs = _mm512_add_ps(inputs, plain);
+        if (s.base) {
+            const float given = s.base[row * s.base_groups + slab * s.slab / s.base_group];
+            base = _mm512_fmadd_ps(_mm512_set1_ps(given), plain, base);
+        }
+    }
+    return {_mm512_reduce_add_ps(codes), _mm512_reduce_add_ps(inputs), _mm512_reduce_add_ps(base)};
+}
+#else
+static RowSums sparse_row(const Sparse &s, const float *x, size_t row) {
     const uint32_t mask = (1u << s.column_bits) - 1;
-    const bool inputs = s.zeros || s.base;  // is the plain sum of the inputs needed?
+    float codes[4] = {0, 0, 0, 0}, inputs = 0, base = 0;
+    for (int slab = 0; slab < s.slabs; slab++) {
+        const int32_t *bounds = s.pointers + static_cast<size_t>(slab) * (s.rows + 1) + row;
+        const uint16_t *e = s.entries + bounds[0], *end = s.entries + bounds[1];
+        const float *from = x + static_cast<size_t>(slab) * s.slab;
+        float plain[4] = {0, 0, 0, 0};
+        auto add = [&](int lane, uint32_t entry) {
+            const float value = from[entry & mask];
+            const uint32_t code = entry >> s.column_bits;
+            codes[lane] += (s.table ? s.table[code] : static_cast<float>(code)) * value;
+            plain[lane] += value;
+        };
+        for (; e + 4 <= end; e += 4) {
+            add(0, e[0]);
+            add(1, e[1]);
+            add(2, e[2]);
+            add(3, e[3]);
+        }
+        for (; e < end; e++) add(0, *e);
+        const float sum = (plain[0] + plain[1]) + (plain[2] + plain[3]);
+        inputs += sum;
+        if (s.base) base += s.base[row * s.base_groups + slab * s.slab / s.base_group] * sum;
+    }
+    return {(codes[0] + codes[1]) + (codes[2] + codes[3]), inputs, base};
+}
+#endif
+
+static void sparse_block(const Sparse &s, const float *x, size_t first, int rows, float *out) {
     for (int r = 0; r < rows; r++) {
         const size_t row = first + r;
-        float total = 0;
-        for (int slab = 0; slab < s.slabs; slab++) {
-            const int32_t *bounds = s.pointers + static_cast<size_t>(slab) * (s.rows + 1) + row;
-            const uint16_t *e = s.entries + bounds[0], *end = s.entries + bounds[1];
-            const float *from = x + static_cast<size_t>(slab) * s.slab;
-            float weighted[4] = {0, 0, 0, 0}, plain[4] = {0, 0, 0, 0};
-            for (; e + 4 <= end; e += 4)
-                for (int k = 0; k < 4; k++) {
-                    const float value = from[e[k] & mask];
-                    weighted[k] += s.table[e[k] >> s.column_bits] * value;
-                    if (inputs) plain[k] += value;
-                }
-            for (; e < end; e++) {
-                const float value = from[*e & mask];
-                weighted[0] += s.table[*e >> s.column_bits] * value;
-                if (inputs) plain[0] += value;
-            }
-            const float sum = (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
-            const float of_inputs = (plain[0] + plain[1]) + (plain[2] + plain[3]);
-            total += s.scales[row] * (s.zeros ? sum - s.zeros[row] * of_inputs : sum);
-            if (s.base) total -= s.base[row * s.base_groups + slab * s.slab / s.base_group] * of_inputs;
-        }
-        out[r] += total;
+        const RowSums sums = sparse_row(s, x, row);
+        out[r] += s.scales[row] * (s.zeros ? sums.codes - s.zeros[row] * sums.inputs : sums.codes) - sums.base;
     }
 }
 

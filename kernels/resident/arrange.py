@@ -31,10 +31,12 @@ def or_none(order: Tensor, columns: int) -> Tensor | None:
     return None if torch.equal(order, plain) else order
 
 
-def row_constants(values: Tensor, rows: int) -> Tensor:
+def row_constants(values: Tensor, rows: int, groups: int | None = None) -> Tensor:
     """[m, G] or [m, G, c]: contiguous [row blocks, G, rows] or [row blocks, G, c, rows]. float16 stays, others become
-    float32, which holds them exactly."""
+    float32, which holds them exactly. groups: G with groups of padding, which get zeros."""
     kept = values if values.dtype in (torch.float16, torch.int8) else values.float()
+    if groups is not None and groups > kept.shape[1]:
+        kept = torch.cat([kept, kept.new_zeros(kept.shape[0], groups - kept.shape[1], *kept.shape[2:])], dim=1)
     flat = kept.reshape(kept.shape[0], -1)
     blocks = F.pad(flat, (0, 0, 0, -flat.shape[0] % rows)).view(-1, rows, flat.shape[1]).transpose(1, 2)
     return blocks.reshape(blocks.shape[0], *kept.shape[1:], rows).contiguous()

@@ -153,8 +153,9 @@ def _uniform(weight: UniformWeight, tile: Tile, widest: int) -> CodeMatrix:
         ids = (widths == width).nonzero().view(-1)
         offsets = None if weight.symmetric else (zeros[:, ids].int() - (1 << (width - 1))).to(torch.int8)
         own = take_columns(codes, order)
-        constants = row_constants(scales[:, ids], tile.rows)
-        shifts = None if offsets is None else row_constants(offsets, tile.rows)
+        groups = order.numel() // size if size else 1  # the last tile may have groups of padding alone
+        constants = row_constants(scales[:, ids], tile.rows, groups)
+        shifts = None if offsets is None else row_constants(offsets, tile.rows, groups)
         middle = float(1 << (width - 1))
         parts = [(width, own, 1.0, -middle, shifts)]
         if width > widest:
@@ -183,14 +184,15 @@ def _signs(
     kept = size or -(-columns // tile.columns) * tile.columns
     places = torch.arange(columns, device=negative.device)
     order = arrange_columns(places, min(group, columns), kept, tile.columns, columns)
+    groups = order.numel() // size if size else 1
     segment = Segment(
         1,
         lane16.pack(take_columns(negative.to(torch.uint8), order), 1, tile),
         size,
         step=-2.0,
         base=1.0,
-        scales=row_constants(scales, tile.rows),
-        means=None if means is None else row_constants(means, tile.rows),
+        scales=row_constants(scales, tile.rows, groups),
+        means=None if means is None else row_constants(means, tile.rows, groups),
     )
     return CodeMatrix(weight.layout, weight.shape, tile, (segment,), or_none(order, columns), sparse=sparse)
 
@@ -254,7 +256,7 @@ def _residual_binary(weight: ResidualBinaryWeight, tile: Tile) -> CodeMatrix:
         2,
         lane16.pack(take_columns(codes, order), 2, tile),
         size,
-        four=row_constants(constants, tile.rows),
+        four=row_constants(constants, tile.rows, order.numel() // size if size else 1),
         salient_most=most,
     )
     nothing = torch.full_like(order, columns)

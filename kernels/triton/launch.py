@@ -160,7 +160,8 @@ class GpuMatrix:
             numbers["groups"], slabs, numbers["step"], numbers["base"],
             **constants, **sparse_constants,
             BN=TILE.rows, BM=size, DTYPE=_TYPES[inputs.x.dtype], UP=_INTERPRETED,
-            num_warps=1, num_stages=launch.stages,
+            # Eight values a row are more than one warp's registers hold; table lookups are shuffles inside one.
+            num_warps=2 if segment.four is not None else 1, num_stages=launch.stages,
         )  # fmt: skip
 
     def _prepare(self, plain: Tensor) -> _Inputs:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.errors import InputError
-from kernels.layouts import BinaryWeight, DenseWeight, UniformWeight
+from kernels.layouts import BinaryWeight, DenseWeight, MicroscalingWeight, UniformWeight
 from kernels.linear import PackedLinear
 
 
@@ -25,6 +25,7 @@ WEIGHTS = {
     "uniform": uniform(),
     "binary": BinaryWeight.pack(torch.eye(6, 20).bool(), torch.full((6, 1), 0.5), None, group_size=20),
     "dense": DenseWeight(torch.arange(120.0).view(6, 20).bfloat16()),
+    "microscaling": MicroscalingWeight.pack(torch.sin(torch.arange(120.0)).view(6, 20), torch.arange(20), (12, 8, 0)),
 }
 
 
@@ -36,7 +37,7 @@ def test_outputs_are_those_of_the_decoded_weight(name, bias, dtype):
     # More vectors than kernels answer for: they add up in another order.
     inputs, added = torch.randn(2, 10, 20).to(dtype), torch.randn(6).to(dtype) if bias else None
     layer = PackedLinear.from_packed(packed, added)
-    assert torch.equal(layer(inputs), F.linear(inputs, packed.decode(dtype), added))
+    assert torch.equal(layer(inputs), F.linear(packed.round_inputs(inputs), packed.decode(dtype), added))
     assert torch.equal(layer.to_linear(dtype)(inputs), layer(inputs))
 
 

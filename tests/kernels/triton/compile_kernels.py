@@ -25,7 +25,7 @@ POINTERS = {
 FLOATS = ("step", "base")
 
 
-def compile_kernel(kernel, target, constants, types, stages=2):
+def compile_kernel(kernel, target, constants, types):
     """Compile `kernel` for compute capability `target`. types: of arguments that are not in POINTERS."""
     signature = {}
     for name in kernel.arg_names:
@@ -39,7 +39,7 @@ def compile_kernel(kernel, target, constants, types, stages=2):
         if signature[name].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": 1, "num_stages": stages}
+    options = {"num_warps": 2 if constants.get("KIND") == 2 else 1, "num_stages": 2}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 

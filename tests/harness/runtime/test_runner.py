@@ -1,0 +1,138 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
+
+from harness.catalog import ShapeEntry
+from harness.cli import main
+from harness.records import RecordStore
+from harness.runtime import architecture, measure
+from harness.runtime.runner import run_runtime
+from harness.runtime.synthetic import synthetic_layer
+from harness.spec import DecodeSpec, MemorySpec, MethodSpec, ModelSpec, RunSpec
+from kernels.errors import InputError, NumericalError
+from methods import create_method
+
+SMALL = {"prompt": 6, "tokens": 4}
+
+
+@pytest.fixture
+def small_shapes(monkeypatch):
+    """Two layers of each kind of block, under names of their own."""
+    size = {"layers": 2, "hidden": 64, "intermediate": 96, "heads": 4, "vocabulary": 1024}
+    entries = {
+        "small-llama": ShapeEntry(block="llama", kv_heads=2, **size),
+        "small-qwen": ShapeEntry(block="llama", kv_heads=2, head_norms=True, **size),
+        "small-opt": ShapeEntry(block="opt", tied=True, **size),
+    }
+    monkeypatch.setattr(architecture, "shapes", lambda: entries)
+    monkeypatch.setattr(
+        measure, "measure_bandwidth", lambda device: measure.Bandwidth(copy_gb_s=10.0, host_to_device_gb_s=None)
+    )
+
+
+def spec(model="small-llama", method="sage-ptq", evaluations=None, dtype="bfloat16", **options):
+    return RunSpec(
+        model=ModelSpec(name=model, dtype=dtype),
+        method=MethodSpec(name=method, options=options),
+        calibration=None,
+        evaluations=evaluations or (DecodeSpec(synthetic=True, rounds=2, **SMALL),),
+    )
+
+
+@pytest.mark.parametrize("method", ["fp16", "gptq", "pb-llm", "billm", "binary", "sage-ptq"])
+@pytest.mark.parametrize("model", ["small-llama", "small-opt"])
+def test_decode_of_every_layout(model, method, small_shapes, tmp_path):
+    store = RecordStore(tmp_path)
+    run = spec(model, method, **({"group_size": 32} if method == "gptq" else {}))
+    store.save(run.key, run_runtime(run))
+    record = store.load(run.key)
+    assert record is not None and not store.warnings
+    (entry,) = record["metrics"]
+    assert entry["metric"] == "decode" and entry["synthetic"]
+    assert entry["arms"].keys() == ({"dense"} if method == "fp16" else {"packed", "dense"})
+    for arm in entry["arms"].values():
+        assert len(arm["rounds"]) == 2 and arm["ms_p50"] <= arm["ms_p95"] <= arm["ms_p99"]
+        assert arm["share_of_copy"] == pytest.approx(arm["bytes_per_token"] / arm["ms_p50"] / 1e6 / 10.0)
+    assert entry["value"] == entry["arms"]["dense" if method == "fp16" else "packed"]["tokens_per_second"]
+    assert (entry["speedup"] is None) == (method == "fp16")
+    assert 0 <= entry["correctness"]["relative_error"] <= 1e-2
+    if method != "fp16":
+        assert set(entry["kernels"].values()) == {"CpuMatrix"}
+        assert entry["arms"]["packed"]["bytes_per_token"] < entry["arms"]["dense"]["bytes_per_token"]
+
+
+def test_memory_counts_what_the_ledger_counts(small_shapes):
+    run = spec(evaluations=(MemorySpec(synthetic=True, **SMALL),))
+    record = run_runtime(run)
+    (entry,) = record["metrics"]
+    assert entry["ledger_bytes"] == record["ledger"]["payload_bytes"]
+    assert entry["linear_bytes"] == pytest.approx((1 + entry["over_ledger"]) * entry["ledger_bytes"])
+    assert entry["other_bytes"] == record["ledger"]["other_bytes"]
+    assert entry["value"] == entry["linear_bytes"] + entry["other_bytes"]
+    assert entry["dense_bytes"] == 2 * record["ledger"]["weights"]
+    assert (
+        entry["kv_cache_bytes"] == 2 * 2 * 2 * 64 * 16 * 2
+    )  # two layers, two heads, 64 positions, 16 numbers, bfloat16
+    assert entry["phases"].keys() == {"load", "prefill", "decode"}
+
+
+def test_memory_of_the_dense_runtime_is_that_of_dense_weights(small_shapes):
+    record = run_runtime(spec(evaluations=(MemorySpec(synthetic=True, runtime="dense", **SMALL),)))
+    (entry,) = record["metrics"]
+    assert entry["linear_bytes"] == entry["dense_bytes"]
+
+
+def test_a_product_that_is_wrong_is_not_timed(small_shapes, monkeypatch):
+    monkeypatch.setitem(measure.TOLERANCE, torch.bfloat16, 1e-9)
+    with pytest.raises(NumericalError, match=r"qkv: relative error .* against decode"):
+        run_runtime(spec())
+
+
+def test_the_synthetic_ledger_is_that_of_one_block_times_the_blocks(small_shapes):
+    record = run_runtime(spec("small-qwen", "gptq", bits=3, group_size=32))
+    a = architecture.catalogued("small-qwen")
+    method = create_method("gptq", bits=3, group_size=32)
+    layer = synthetic_layer(a, method, torch.device("cpu"))
+    assert record["ledger"]["payload_bytes"] == 2 * sum(weight.nbytes() for weight in layer.values())
+    assert sum(record["ledger"]["bytes_by_role"].values()) == record["ledger"]["payload_bytes"]
+    assert record["ledger"]["nominal_weight_bits"] == pytest.approx(3)
+
+
+def test_banded_needs_a_gpu(small_shapes):
+    run = spec(evaluations=(DecodeSpec(synthetic=True, runtime="banded", **SMALL),))
+    with pytest.raises(InputError, match="--runtime banded needs a CUDA device, not cpu"):
+        run_runtime(run)
+
+
+def test_a_model_of_ones_own_is_quantized_and_decoded(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        measure, "measure_bandwidth", lambda device: measure.Bandwidth(copy_gb_s=10.0, host_to_device_gb_s=None)
+    )
+    monkeypatch.setattr(measure, "_VOCABULARY", tiny.VOCABULARY)
+    command = ["decode", "--model", str(model_folder), "--methods", "fp16", "sage-ptq", "--prompt", "5"]
+    command += ["--tokens", "3", "--rounds", "1", "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "packed" in shown and "copy 10.0 GB/s" in shown
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "runs").glob("*.json"))]
+    assert len(records) == 3  # fp16, and SAGE-PTQ with two index widths
+    assert all(record["metrics"][0]["correctness"]["relative_error"] <= 1e-5 for record in records)
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_too_long_a_generation_is_refused(model_folder, tmp_path, capsys):
+    command = ["decode", "--model", str(model_folder), "--methods", "fp16", "--prompt", "100", "--tokens", "100"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "prompt 100 and 100 tokens are more than the 128 positions" in capsys.readouterr().err
+
+
+def test_a_band_without_the_banded_runtime_is_refused(tmp_path, capsys):
+    assert main(["decode", "--synthetic", "llama-2-7b", "--band", "4", "--out", str(tmp_path)]) == 2
+    assert "--band 4 is for --runtime banded" in capsys.readouterr().err
