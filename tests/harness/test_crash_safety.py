@@ -114,9 +114,10 @@ def test_a_run_killed_at_a_random_moment_is_completed_bit_for_bit(place, whole):
 
 
 def some_writes():
-    """Numbers of a run's writes: plan, FP16's record, conditions; weights, log, activations of each block; mark, record,
-    tables. First among them: between a block's log and its activations, between its weights and its log, and before the
-    mark."""
+    """Numbers of a run's writes: plan, FP16's record, conditions; weights, log and activations of each block; the mark.
+
+    First among them: between a block's log and its activations, its weights and its log, and before the mark.
+    """
     first = [6, 8, 3 + 3 * MODEL_BLOCKS]
     rest = [number for number in range(1, 3 + 3 * MODEL_BLOCKS + 4) if number not in first]
     random.Random(1).shuffle(rest)
