@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read when triton is first imported, by whichever library: without a GPU its kernels are interpreted.
-if not Path("/proc/driver/nvidia").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-if not torch.cuda.is_available():  # before the first import of a Triton kernel, whichever test makes it
+# Read when triton is first imported, by whichever library: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from methods import LayerStatistics

@@ -20,10 +20,11 @@ from methods.sage_x.block import BlockEncoder
 from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
 from methods.sage_x.recipe import Ingredient, Recipe
 from methods.sage_x.sensitivity import Sensitivity, measure
+from methods.second_order import DampingConfig
 from methods.statistics import LayerStatistics
 
 
-class SageXConfig(MethodConfig):
+class SageXConfig(DampingConfig):
     budget: float = Field(2.2, ge=1.0, le=7.0, description="stored bits per weight, everything included")
     mode: Literal["calibrated", "self-calibrated", "weights-only"] = Field(
         "calibrated", description="calibration text from outside, from the model itself, or none at all"
@@ -31,7 +32,6 @@ class SageXConfig(MethodConfig):
     tuning: Literal["none", "blocks"] = Field(
         "none", description="what is trained: nothing, or free weights, scales and norm gains, block by block"
     )
-    damping: float = Field(0.01, gt=0, le=10, description="share of the mean Hessian diagonal added to the diagonal")
     without: list[Ingredient] = Field([], description="ingredients left out, to see what each is worth")
 
 

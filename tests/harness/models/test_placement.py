@@ -52,7 +52,8 @@ def test_one_block_is_on_the_device_while_it_is_quantized(model, moves, method, 
     seen = []
 
     def watch(done, total, what):
-        seen.append([moves.where[id(block)] == DEVICE for block in blocks].index(True))
+        if what not in ("planning", "done"):
+            seen.append([moves.where[id(block)] == DEVICE for block in blocks].index(True))
 
     quantize_model(model, quantized, tiny.tokens(), watch, placement=keeper)
     assert moves.most == 1
