@@ -16,8 +16,6 @@ CONTEXT, ROUNDS = 2048, 3
 
 @pytest.mark.model
 def test_the_perplexity_loop_costs_at_most_five_percent(benchmark: Any) -> None:
-    if not benchmark.enabled:
-        pytest.skip("a minute of timing, meaningless beside other tests; tox -e bench runs it")
     model = load_model("smollm2-135m").model
     window = torch.randint(0, model.config.vocab_size, (CONTEXT,), generator=torch.Generator().manual_seed(0))
     times: dict[str, list[float]] = {"bare": [], "measured": []}
