@@ -56,7 +56,9 @@ def check_regression(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
-    parser.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
+    renew = parser.add_mutually_exclusive_group()
+    renew.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
+    renew.add_argument("--widen", action="store_true", help="keep its numbers, widen its tolerances to this machine")
     return _guarded(lambda: _check_regression(parser.parse_args(argv)))
 
 
@@ -73,8 +75,9 @@ def _check_regression(arguments: argparse.Namespace) -> int:
     def watch(name: str) -> None:
         console.print(f"measuring {name}", markup=False)
 
-    if arguments.update:
-        regression.save_baseline(arguments.baseline, regression.update(baseline, arguments.methods, watch))
+    if arguments.update or arguments.widen:
+        renew = regression.update if arguments.update else regression.widen
+        regression.save_baseline(arguments.baseline, renew(baseline, arguments.methods, watch))
         console.print(f"written: {arguments.baseline}", markup=False)
         return 0
     checks = regression.check(baseline, arguments.methods, watch)

@@ -39,6 +39,7 @@ def environment_record() -> dict[str, Any]:
         "git": git_state(),
         "code": code_fingerprint(),
         "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,

@@ -1,8 +1,9 @@
 """The regression gate: perplexity and payload bits of every method under one small protocol, against a baseline.
 
-A baseline is a JSON file: the protocol, and for each method its options, what was measured, and how far perplexity may
-be off. That tolerance comes from measurements too: the same run with other numbers of threads, whose sums are rounded
-in another order. Payload bits have none: they are counted, and must be equal.
+A baseline is a JSON file: the protocol, and for each method its options, what was measured, and how far that may be
+off. Tolerances come from measurements too: the same run with other numbers of threads, and on other processors
+(`widen`), whose sums are rounded in another order. Payload bits are counted and must be equal, except where a method
+lets its calibration decide how much it stores: then they too have moved in those runs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from methods import create_method
 from methods.registry import builtin_method_names, method_names
 from methods.validation import explain
 
-# Perplexity may be off by this many times the largest difference that another number of threads has made ...
+# A figure may be off by this many times the largest difference that other threads and processors have made ...
 _SPREADS = 3.0
-# ... and by this share in any case: other processors round differently too.
+# ... and perplexity by this share in any case.
 _FLOOR = 0.002
 # Thread counts of the spread, besides the protocol's own.
 _OTHER_THREADS = (1, 3)
@@ -49,24 +50,37 @@ class Protocol(_Data):
 
 
 class Entry(_Data):
-    """A method's baseline. spread: largest relative change of perplexity by another number of threads. The numbers are
-    None until they are measured."""
+    """A method's baseline. spread: largest relative change of perplexity by other threads and processors.
+    payload_spread: the same for payload, in bits per weight. The numbers are None until they are measured."""
 
     options: dict[str, Any] = {}
     perplexity: float | None = Field(None, gt=0)
     payload_bits: float | None = Field(None, gt=0)
     spread: float | None = Field(None, ge=0)
+    payload_spread: float = Field(0.0, ge=0)
 
     @property
     def tolerance(self) -> float:
         """Relative change of perplexity that is not a regression."""
         return max(_FLOOR, _SPREADS * (self.spread or 0.0))
 
+    @property
+    def payload_tolerance(self) -> float:
+        """Change of payload, in bits per weight, that is not a regression; 0 where sizes do not depend on data."""
+        return _SPREADS * self.payload_spread
+
+    def widened(self, perplexity: float, payload_bits: float) -> Entry:
+        """The same baseline, whose spreads cover this measurement too."""
+        assert self.perplexity is not None and self.payload_bits is not None
+        spread = max(self.spread or 0.0, _relative(perplexity, self.perplexity))
+        payload_spread = max(self.payload_spread, abs(payload_bits - self.payload_bits))
+        return self.model_copy(update={"spread": spread, "payload_spread": payload_spread})
+
 
 class Baseline(_Data):
     format: int = Field(1, ge=1, le=1)
     protocol: Protocol
-    measured_on: dict[str, Any] = {}
+    measured_on: list[dict[str, Any]] = []
     methods: dict[str, Entry] = {}
 
 
@@ -125,12 +139,33 @@ def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambd
         watch(name)
         options = entries[name].options if name in entries else {}
         value, bits = _measure(name, options, baseline.protocol, baseline.protocol.threads)
-        others = [_measure(name, options, baseline.protocol, threads)[0] for threads in _OTHER_THREADS]
-        spread = max((_relative(other, value) for other in others), default=0.0)
-        entries[name] = Entry(options=options, perplexity=value, payload_bits=bits, spread=spread)
+        entry = Entry(options=options, perplexity=value, payload_bits=bits, spread=0.0)
+        for threads in _OTHER_THREADS:
+            entry = entry.widened(*_measure(name, options, baseline.protocol, threads))
+        entries[name] = entry
+    return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": [_machine()]})
+
+
+def widen(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
+    """The baseline with the same numbers, its spreads widened by what is measured on this machine: for another
+    processor, whose differences are none of the code's."""
+    _check_names(methods, baseline)
+    entries = dict(baseline.methods)
+    for name in methods or sorted(entries):
+        entry = entries.get(name)
+        if entry is None or entry.perplexity is None or entry.payload_bits is None:
+            raise InputError(f"method {name!r} has no numbers to widen; measure them: --update --methods {name}")
+        watch(name)
+        for threads in (baseline.protocol.threads, *_OTHER_THREADS):
+            entry = entry.widened(*_measure(name, entry.options, baseline.protocol, threads))
+        entries[name] = entry
+    return baseline.model_copy(update={"methods": entries, "measured_on": [*baseline.measured_on, _machine()]})
+
+
+def _machine() -> dict[str, Any]:
+    """What a measurement depends on besides the code."""
     found = environment_record()
-    measured_on = {key: found[key] for key in ("python", "platform", "packages", "cpu")}
-    return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": measured_on})
+    return {key: found[key] for key in ("python", "platform", "packages", "cpu", "cpu_capability")}
 
 
 def save_baseline(path: Path, baseline: Baseline) -> None:
@@ -165,8 +200,9 @@ def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
             f"perplexity {value:.6g} is {abs(change):.2%} {which} than {entry.perplexity:.6g}, "
             f"{entry.tolerance:.2%} is noise"
         )
-    if bits != entry.payload_bits:
-        problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}")
+    if abs(bits - entry.payload_bits) > entry.payload_tolerance:
+        give = f" within {entry.payload_tolerance:.2g}" if entry.payload_tolerance else ""
+        problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}{give}")
     problem = "; ".join(problems) + ("; if that is meant: --update" if problems else "")
     return Check(name, entry, value, bits, problem or None, time.perf_counter() - start)
 

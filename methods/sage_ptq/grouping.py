@@ -81,4 +81,7 @@ def _embed(values: np.ndarray, components: int, neighbors: int, seed: int) -> np
         # Weights in the tails are far from the rest: such a graph falls into components, and the embedding then
         # separates them, which is what clustering is for.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
+        # A graph with nearly all edges has one eigenvalue many times over, where ARPACK may give up, on some machines;
+        # scikit-learn then takes another solver.
+        warnings.filterwarnings("ignore", message="ARPACK has failed")
         return spectral_embedding(0.5 * (graph + graph.T), n_components=components, drop_first=False, random_state=seed)

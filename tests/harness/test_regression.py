@@ -15,6 +15,7 @@ import tiny
 from harness import regression
 from harness.cli import check_regression
 from harness.regression import Baseline, Check, Entry, load_baseline
+from kernels.errors import InputError
 from methods.registry import builtin_method_names, register_method
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -134,9 +135,35 @@ def test_an_update_measures_the_spread_and_adds_what_is_missing(measured, monkey
     gptq = new.methods["gptq"]
     assert (gptq.perplexity, gptq.payload_bits) == (20.2, 3.5)
     assert gptq.tolerance == pytest.approx(3 * 0.014963, rel=1e-3)
-    assert new.measured_on["packages"]["torch"]
+    assert new.measured_on[0]["packages"]["torch"]
     only = regression.update(old, ["rtn"])
     assert sorted(only.methods) == ["gptq", "rtn"]
+
+
+def test_another_machine_widens_tolerances_and_keeps_the_numbers(measured, monkeypatch):
+    entry = measured.methods["rtn"]
+    monkeypatch.setattr(
+        regression, "_measure", lambda *call: (1.01 * entry.perplexity, entry.payload_bits - 0.01 * (call[3] == 3))
+    )
+    wide = regression.widen(measured, ["rtn"])
+    found = wide.methods["rtn"]
+    assert (found.perplexity, found.payload_bits) == (entry.perplexity, entry.payload_bits)
+    assert found.tolerance == pytest.approx(3 * 0.00995, rel=1e-3)
+    assert found.payload_tolerance == pytest.approx(0.03)
+    assert wide.methods["gptq"] == measured.methods["gptq"]
+    assert len(wide.measured_on) == len(measured.measured_on) + 1
+    # A size that moved in those runs may move by so much, and no further.
+    for moved, problem in ((0.029, False), (0.031, True)):
+        monkeypatch.setattr(
+            regression, "_measure", lambda *call, moved=moved: (entry.perplexity, entry.payload_bits + moved)
+        )
+        assert bool(regression.check(wide, ["rtn"])[0].problem) == problem
+    assert regression.check(measured, ["rtn"])[0].problem  # where none was measured, none is allowed
+
+
+def test_what_was_never_measured_cannot_be_widened(measured):
+    with pytest.raises(InputError, match="no numbers to widen; measure them: --update --methods rtn"):
+        regression.widen(measured.model_copy(update={"methods": {"rtn": Entry()}}), ["rtn"])
 
 
 def test_the_checked_in_baseline_covers_every_method():

@@ -116,3 +116,17 @@ def test_equal_weights_give_some_count_without_a_word():
         warnings.simplefilter("error")
         for values in (np.zeros(500, dtype=np.float32), np.repeat(np.float32([-1, 1]), 250)):
             assert choose(values).groups in range(9, 16)
+
+
+def test_a_solver_that_gives_up_is_replaced_without_a_word(monkeypatch):
+    from scipy.sparse.linalg import ArpackError
+    from sklearn.manifold import _spectral_embedding
+
+    def give_up(*args, **kwargs):
+        raise ArpackError(3)
+
+    expected = choose(mixture(6), n_lut=3, neighbors=1000).groups
+    monkeypatch.setattr(_spectral_embedding, "eigsh", give_up)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(mixture(6), n_lut=3, neighbors=1000).groups == expected
