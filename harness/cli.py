@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from harness.checkpoint import commands as checkpoint
 from harness.paper_items import experiment_of, experiments_of_paper
-from kernels.errors import InputError
+from kernels.errors import InputError, is_disk_full
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,8 +241,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise InputError(f"--seed {seed}: must be 0 or more")
+    largest = 2**32 - 1  # methods.base.MAX_SEED, without importing torch
+    if not 0 <= seed <= largest:
+        raise InputError(f"--seed {seed}: must be 0 or more, up to {largest}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -265,7 +265,7 @@ def _guarded(command) -> int:  # type: ignore[no-untyped-def]
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error):
             raise
         print(
             f"error: no disk space left ({error.filename or 'unknown file'}); finished runs are kept", file=sys.stderr

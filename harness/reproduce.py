@@ -94,9 +94,9 @@ def _choices(arguments: argparse.Namespace) -> Choices:
     return Choices(
         profile=arguments.profile,
         models=tuple(arguments.model),
-        methods=tuple(part for entry in arguments.methods for part in entry.split(",") if part),
+        methods=_names("--methods", arguments.methods),
         corpora=tuple(arguments.corpus),
-        tasks=tuple(part for entry in arguments.tasks for part in entry.split(",") if part),
+        tasks=_names("--tasks", arguments.tasks),
         windows=arguments.windows,
         limit=arguments.limit,
         budgets=_budgets(arguments.budgets),
@@ -110,6 +110,14 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         reparameterize=arguments.reparameterize,
         synthetic=arguments.synthetic,
     )
+
+
+def _names(option: str, entries: Sequence[str]) -> tuple[str, ...]:
+    """Names given apart or with commas between. An option that is there but empty (an unset variable) is refused."""
+    names = tuple(part for entry in entries for part in entry.split(",") if part)
+    if entries and not names:
+        raise InputError(f"{option} names nothing; name at least one, or leave it out for all")
+    return names
 
 
 def _budgets(text: str) -> tuple[float, ...]:

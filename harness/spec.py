@@ -26,7 +26,7 @@ class ModelSpec(Spec):
     seed: int = Field(0, ge=0)
     """Seed of the reparameterization; without it always 0."""
     content: str | None = None
-    """Checksum of the weight files of a folder or file of the user's: other content is another run."""
+    """Checksum of a folder (weights, configuration, tokenizer) or file of the user's: other content is another run."""
     quantized_blocks: int | None = Field(None, ge=1)
     """Only the linear layers of the first N decoder blocks are quantized; None for all (the regression gate's)."""
 

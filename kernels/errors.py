@@ -8,6 +8,7 @@ else a run raises is kept as that run's failure, and the other runs go on.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -17,6 +18,11 @@ class InputError(ValueError):
 
 class NumericalError(RuntimeError):
     """A computation that ran into NaN, infinity or a singular matrix: the run fails, the next one may not."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True if `error` says that the disk is full, or the user's share of it (a quota)."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         try:
             save_file(held, part, None if metadata is None else dict(metadata))
         except SafetensorError as error:  # hides the system's error in its text
-            if "os error 28" in str(error) or "No space left" in str(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if f"code: {number}," in str(error) or f"os error {number})" in str(error):
+                    raise OSError(number, os.strerror(number), str(target)) from error
             raise

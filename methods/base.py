@@ -28,6 +28,10 @@ Needs = Literal["nothing", "hessian", "inputs", "block"]
 Stream = Literal["unquantized", "quantized", "both"]
 
 
+# The largest seed that all generators behind the methods take (NumPy's and scikit-learn's have 32 bits).
+MAX_SEED = 2**32 - 1
+
+
 class MethodConfig(BaseModel):
     """Options that every method has. A method's own config adds fields, each with a default and a description."""
 
@@ -36,7 +40,7 @@ class MethodConfig(BaseModel):
     scale_dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="dtype in which scales and other constants are stored, and used when decoding"
     )
-    seed: int = Field(0, ge=0, description="seed of whatever the method draws at random")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of whatever the method draws at random")
 
 
 @dataclass(frozen=True)

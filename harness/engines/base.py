@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from harness.runner import run
 from harness.runtime.runner import run_runtime
 from harness.spec import RunSpec
-from kernels.errors import InputError
+from kernels.errors import InputError, is_disk_full
 
 # Called with (run, steps done, steps in all, what is being done).
 Progress = Callable[[RunSpec, int, int, str], None]
@@ -89,7 +88,7 @@ def attempt(
     except InputError as error:
         return Result(task.spec, None, str(error), bad_input=True)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_disk_full(error):
             return failed(task.spec, error)
         where = error.filename or "unknown file"
         return Result(task.spec, None, f"no disk space left ({where}); finished runs are kept", bad_input=True)

@@ -110,7 +110,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below, in one line
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # over damaged files transformers and tokenizers raise errors of any class
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random values in their place
         raise InputError(f"model {name!r}: {len(missing)} tensors are not in {folder}, the first is {missing[0]}")
@@ -150,7 +150,7 @@ def _without_weights(name: str, folder: Path, dtype: str) -> tuple[Any, Any]:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
         model.tie_weights()  # undone by giving every module empty parameters of its own
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # over damaged files transformers and tokenizers raise errors of any class
         raise InputError(f"model {name!r} cannot be loaded from {folder}: {_one_line(error)}") from error
     model.eval().requires_grad_(False)
     model.config.use_cache = False
@@ -194,7 +194,7 @@ def convert_gguf(path: Path, sha256: str) -> Path:
         with redirect_stderr(StringIO()):  # a progress bar of the reader's own, for two seconds
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # over damaged files transformers and tokenizers raise errors of any class
         raise InputError(f"{path}: transformers cannot read this GGUF file: {_one_line(error)}") from error
     # Nothing of the file's quantization may stay in the config: the folder holds a dense model.
     if hasattr(model.config, "quantization_config"):

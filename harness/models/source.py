@@ -24,6 +24,11 @@ from kernels.errors import InputError, did_you_mean
 
 # The number of a decoder block in a tensor's name: "model.layers.3.mlp", "blk.3.ffn_up".
 _NUMBERED = re.compile(r"\.\d+\.")
+# Files of a model folder without which it would be another model: weights, configuration, tokenizer.
+_DECISIVE = (
+    "*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "spiece.model", "added_tokens.json",
+    "special_tokens_map.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def resolve_model(name: str) -> ModelSource:
         if not path.is_file():
             raise InputError(f"model {name!r}: no such GGUF file")
         return ModelSource(name, "gguf", path, None, _gguf_family(path))
-    if path.is_dir():
+    if name and path.is_dir():  # Path("") would be the current folder
         return ModelSource(name, "folder", path, None, *_check_folder(path))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return ModelSource(name, "hub", Path(), name, _family(name.split("/")[1]))
@@ -154,29 +159,24 @@ def _shards(folder: Path) -> set[str]:
 
 
 def fingerprint(source: ModelSource) -> str:
-    """sha256 over the content of the weight files (and over their names, where there are several)."""
+    """sha256 over the names and the content of all files that decide a model's function: weights, configuration and
+    tokenizer. Of a GGUF file, which holds all three, the file's own."""
     if source.kind == "gguf":
-        return _sha256(source.path, source.path.stat().st_mtime_ns)
+        return _sha256(source.path)
     digest = hashlib.sha256()
-    for file in sorted(source.path.glob("*.safetensors")):
-        digest.update(file.name.encode() + b"\0" + _sha256(file, file.stat().st_mtime_ns).encode() + b"\n")
+    for file in sorted({file for pattern in _DECISIVE for file in source.path.glob(pattern)}):
+        digest.update(file.name.encode() + b"\0" + _sha256(file).encode() + b"\n")
     return digest.hexdigest()
 
 
-@cache
-def _sha256(file: Path, modified: int) -> str:
-    """The checksum of a file as it was at the time `modified`: read once a process, however many runs ask for it."""
-    return sha256_of(file)
-
-
-def _checksum(file: Path) -> str:
-    """sha256 of a file, computed once as long as its size and time stay the same."""
+def _sha256(file: Path) -> str:
+    """The checksum of a file, read once as long as its size and time stay the same, however many runs ask for it."""
     found = file.stat()
-    return _checksum_of(file, found.st_size, found.st_mtime_ns)
+    return _sha256_of_version(file, found.st_size, found.st_mtime_ns)
 
 
 @cache
-def _checksum_of(file: Path, size: int, changed: int) -> str:
+def _sha256_of_version(file: Path, size: int, changed: int) -> str:
     return sha256_of(file)
 
 

@@ -125,6 +125,8 @@ RUNS = {
     "config that is not json": (model(write("config.json", "{")), "config.json is not valid JSON"),
     "config that is a list": (model(write("config.json", "[]")), "config.json is not valid JSON", "not an object"),
     "model that is quantized": (config(quantization_config={"bits": 4}), "is quantized by 'unknown'", "GGUF"),
+    "tokenizer that is damaged": (model(write("tokenizer.json", '{"model": {"type": "?"}}')), "cannot be loaded"),
+    "tokenizer without settings": (model(write("tokenizer_config.json", "[]")), "cannot be loaded"),
     "unknown architecture": (config(model_type="nonsense"), "cannot be loaded", "nonsense"),
     "architecture with code of its own": (
         config(model_type="theirs", auto_map={"AutoConfig": "theirs.Config"}), "cannot be loaded",

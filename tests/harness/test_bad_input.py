@@ -25,6 +25,8 @@ NAMES_AND_NUMBERS = {
     "option out of range": (lambda p: p.arguments(experiment=p.experiment(bits=9)), "bits=9", "equal to 8"),
     "unknown model": (lambda p: p.arguments(model="smollm2-135"), "'smollm2-135'", "did you mean 'smollm2-135m'"),
     "missing gguf": (lambda p: p.arguments(model="gone.gguf"), "'gone.gguf'", "no such GGUF file"),
+    "empty method": (lambda p: p.arguments("--methods", ""), "--methods names nothing", "leave it out"),
+    "empty model": (lambda p: p.arguments(model=""), "unknown model ''", "a folder"),
     "unknown table": (lambda p: p.arguments("--table", "9", experiment=None), "table 9 is unknown", "known: 1, 2"),
     "table that is no number": (lambda p: p.arguments("--table", "one", experiment=None), "'one'", "--help"),
     "no table": (lambda p: p.arguments(experiment=None), "--table --figure --all --experiment", "required"),
@@ -42,6 +44,8 @@ NAMES_AND_NUMBERS = {
     "negative windows": (lambda p: p.arguments(windows="-1"), "windows=-1", "greater than or equal to 1"),
     "no windows": (lambda p: p.arguments(windows="0"), "windows=0", "greater than or equal to 1"),
     "negative seed": (lambda p: p.arguments("--seed", "-1"), "--seed -1", "must be 0 or more"),
+    "seed of 33 bits": (lambda p: p.arguments("--seed", "4294967296"), "--seed 4294967296", "up to 4294967295"),
+    "seed of 33 bits as an option": (lambda p: p.arguments(experiment=p.experiment(seed=2**32)), "seed=4294967296"),
     "no samples": (lambda p: p.arguments(calibration_samples="0"), "samples=0", "greater than or equal to 1"),
     "context of one": (lambda p: p.arguments(context="1"), "context=1", "greater than or equal to 2"),
     "hub model offline": (

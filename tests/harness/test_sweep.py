@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 
@@ -125,8 +126,9 @@ def test_an_interrupt_leaves_finished_runs_and_nothing_else(store):
     assert files(store) == [f"{FP16.key}.json"]
 
 
-def test_a_full_disk_is_bad_input_and_other_os_errors_are_failures(store):
-    full = OSError(errno.ENOSPC, "No space left on device", "/some/file")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_bad_input_and_other_os_errors_are_failures(store, number):
+    full = OSError(number, os.strerror(number), "/some/file")
     with pytest.raises(InputError, match=r"no disk space left \(/some/file\); finished runs are kept"):
         sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=full)))
     outcome = sweep(RUNS, REFERENCES, store, engine=InProcess(Worker(rtn=OSError(errno.EIO, "Input/output error"))))

@@ -144,6 +144,22 @@ def test_the_fingerprint_follows_the_weights(model_folder):
     assert fingerprint(source) != before
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_the_fingerprint_follows_configuration_and_tokenizer(model_folder, name):
+    source = resolve_model(str(model_folder))
+    before = fingerprint(source)
+    file = model_folder / name
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert fingerprint(source) != before
+
+
+def test_the_fingerprint_does_not_see_what_decides_nothing(model_folder):
+    source = resolve_model(str(model_folder))
+    before = fingerprint(source)
+    (model_folder / "README.md").write_text("a model", encoding="utf-8")
+    assert fingerprint(source) == before
+
+
 def test_precision_of_a_folder_is_that_of_its_matrices(model_folder):
     source = resolve_model(str(model_folder))
     assert source_precision(source).as_record() == {
