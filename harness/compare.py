@@ -2,7 +2,8 @@
 
 Accuracies: McNemar's test on the examples that exactly one of the two got right, with the exact binomial distribution
 (McNemar 1947; Dietterich 1998, section 3.1). Perplexity and KL: a paired bootstrap over windows (Efron and Tibshirani
-1993, chapter 13): resample the windows' differences, since both runs read the same text. Reads records only.
+1993, chapter 13): resample the windows' differences, since both runs read the same text. Few windows show little
+however clear they look: no p is smaller than the chance that all differences have one sign. Reads records only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from kernels.errors import InputError, did_you_mean
 
 RESAMPLES = 10_000
 SIGNIFICANT = 0.05
+# Of a record's data: the checksum of a text's token ids. Records of earlier versions lack it.
+_TOKENS = "tokens_sha256"
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def mcnemar(first: str, second: str) -> tuple[int, int, float]:
 def paired_bootstrap(differences: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """The 95 % interval of the mean of `differences`, and a two-sided p for a mean of 0.
 
-    The interval is the percentile interval; p is twice the share of resampled means on the other side of 0. `seed`
-    decides the resamples.
+    The interval is the percentile interval; p is twice the share of resampled means on the other side of 0, and at
+    least 2^(1 - windows): n differences that are all noise have one sign that often. `seed` decides the resamples.
     """
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2:
@@ -88,7 +91,8 @@ def paired_bootstrap(differences: Sequence[float], seed: int = 0) -> tuple[float
     low, high = np.percentile(means, [2.5, 97.5])
     # One is added above and below: no finite number of resamples shows a p of 0.
     beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return float(low), float(high), min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1))
+    p = max(2 * (beyond + 1) / (RESAMPLES + 1), 2.0 ** (1 - len(values)))
+    return float(low), float(high), min(1.0, p)
 
 
 def show_comparison(first: str, second: str, out: Path, seed: int = 0, console: Console | None = None) -> None:
@@ -130,9 +134,14 @@ def _check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
     one, other = ([dict(entry) for entry in record["spec"]["evaluations"]] for record in (first, second))
     if one != other:
         raise InputError(f"runs {first['key']} and {second['key']} measured different things and cannot be paired")
-    texts = [[entry.get("sha256") for entry in record["data"]["evaluations"]] for record in (first, second)]
-    if texts[0] != texts[1]:
+    pairs = list(zip(first["data"]["evaluations"], second["data"]["evaluations"], strict=True))
+    if any(mine.get("sha256") != theirs.get("sha256") for mine, theirs in pairs):
         raise InputError(f"runs {first['key']} and {second['key']} read different texts and cannot be paired")
+    if any(len({entry[_TOKENS] for entry in pair if _TOKENS in entry}) > 1 for pair in pairs):
+        raise InputError(
+            f"runs {first['key']} and {second['key']} cut the text into different tokens, so their windows cannot be "
+            "paired; compare models that share a tokenizer"
+        )
 
 
 def _accuracies(mine: dict[str, Any], theirs: dict[str, Any]) -> list[Comparison]:
@@ -184,7 +193,7 @@ def _windows(mine: dict[str, Any], theirs: dict[str, Any], seed: int) -> Compari
         p=p,
         unit="nats",
         pairs=len(differences),
-        detail=f"second larger in {sum(value > 0 for value in differences)} windows",
+        detail=f"second larger in {sum(value > 0 for value in differences)} windows{_few(len(differences))}",
     )
 
 
@@ -193,6 +202,10 @@ def _losses(entry: dict[str, Any], name: str, where: str) -> list[float]:
     if not isinstance(values, list) or not all(isfinite(value) for value in values):
         raise InputError(f"{where}: the record has no {name}, an earlier version wrote it; repeat the run with --fresh")
     return values
+
+
+def _few(windows: int) -> str:
+    return "; too few windows to show a difference" if 2.0 ** (1 - windows) >= SIGNIFICANT else ""
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ What can be wrong with the input is found by `prepare`, before anything long beg
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,8 @@ class Prepared:
         if self.data is not None:
             name = None if self.data.path is None else self.data.path.name
             return {"task": self.data.task, "source": name or "hub", "sha256": self.data.sha256}
-        assert self.text is not None
-        return text_record(self.text)
+        assert self.text is not None and self.ids is not None
+        return {**text_record(self.text), "tokens_sha256": _ids_sha256(self.ids)}
 
 
 def prepare(evaluation: QualitySpec, loaded: LoadedModel) -> Prepared:
@@ -86,6 +87,7 @@ def make_reference(prepared: Prepared, model: ModelSpec, loaded: LoadedModel, pr
         model=loaded.sha256,
         reparameterized=[model.reparameterize, model.seed],
         text=text.sha256,
+        tokens=_ids_sha256(windows),
         dtype=spec.reference_dtype,
         device=model.device,
         context=spec.context,
@@ -153,17 +155,22 @@ def text_record(text: Text) -> dict[str, str]:
     }
 
 
+def _ids_sha256(ids: Tensor) -> str:
+    return hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
 def _zeroshot(
     spec: ZeroShotSpec, data: TaskData, loaded: LoadedModel, weights: str, progress: Steps, fresh: bool
 ) -> dict[str, Any]:
     from importlib import metadata
 
     from harness.metrics.zeroshot import zeroshot
-    from harness.zeroshot.results_cache import load_result, result_key, save_result
+    from harness.zeroshot.results_cache import load_result, result_key, save_result, tokenizer_sha256
     from harness.zeroshot.tasks import stock_sha256
 
     key = result_key(
         weights,
+        tokenizer=tokenizer_sha256(loaded.tokenizer),
         task=spec.task,
         stock=stock_sha256(spec.task),
         versions=[metadata.version(name) for name in ("lm_eval", "transformers", "torch")],

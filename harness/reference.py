@@ -118,6 +118,7 @@ def build_reference(
                 if kind == "hidden":
                     save_tensors(folder / "head.safetensors", {name: _narrow(tensor) for name, tensor in head.items()})
             save_tensors(_window_file(folder, index), {"window": kept})
+            del hidden, logits, kept  # before the next window's are made
             progress(index + 1, len(windows))
         facts = {"kind": kind, "dtype": dtype, "windows": len(windows), "softcap": softcap}
         write_text(folder / _MARKER, json.dumps(facts))

@@ -208,13 +208,16 @@ def quantize_or_load(
 
 def _compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the unquantized model has under the same protocol; a quantized model must not equal it exactly."""
-    if reference is None or spec.method.name == UNQUANTIZED:
+    if spec.method.name == UNQUANTIZED:
         return None
-    pairs = list(zip(metrics, reference["metrics"], strict=True))
+    # Divergence shows a no-op alone, without a record of the unquantized model.
+    pairs = list(zip(metrics, reference["metrics"] if reference else [{}] * len(metrics), strict=True))
     for mine, theirs in pairs:
         if same_as_reference(mine, theirs):
             what = f"{mine['metric']} on {mine['dataset']}"
             raise NoOpError(f"{spec.describe()}: {what} equals the unquantized model's exactly")
+    if reference is None:
+        return None
     entry = {"key": reference["key"], "gaps": [gap(mine, theirs) for mine, theirs in pairs]}
     nll_gaps = [gap(mine, theirs) for mine, theirs in pairs if mine["metric"] == "perplexity"]
     return {**entry, "nll_gap": nll_gaps} if nll_gaps else entry

@@ -1,4 +1,4 @@
-"""Results of zero-shot tasks kept between runs, by what decides them: weights, task, versions, documents.
+"""Results of zero-shot tasks kept between runs, by what decides them: weights, tokenizer, task, versions, documents.
 
 A sweep that adds a task, or another table with the same model, does not score again what was scored.
 """
@@ -20,6 +20,13 @@ def result_key(weights: str, **facts: Any) -> str:
     """16 hex digits for a result. weights: the key of the quantized weights, which covers the model's content."""
     text = json.dumps({"version": VERSION, "weights": weights, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A checksum over how `tokenizer` cuts text; over its vocabulary where it cannot tell more."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return hashlib.sha256(json.dumps([rules, tokenizer.all_special_tokens]).encode()).hexdigest()
 
 
 def load_result(key: str) -> dict[str, Any] | None:

@@ -66,6 +66,14 @@ def test_the_sign_of_the_difference_turns_with_the_order():
     assert (back_low, back_high, back_p) == pytest.approx((-high, -low, p), abs=0.01)
 
 
+@pytest.mark.parametrize("windows", [2, 3, 5, 6, 9])
+def test_few_windows_show_no_more_than_differences_of_one_sign_can(windows):
+    # All larger, and clearly: by chance alone that happens in 2 of 2^windows draws.
+    p = paired_bootstrap([1.0 + 0.01 * place for place in range(windows)])[2]
+    assert p == 2.0 ** (1 - windows)
+    assert (p < 0.05) == (windows >= 6)
+
+
 def test_one_window_is_not_enough():
     with pytest.raises(InputError, match="one window cannot be resampled"):
         paired_bootstrap([0.3])
@@ -80,7 +88,7 @@ def record(key, method, correct, nll):
             "evaluations": [{"metric": "zeroshot", "task": "piqa"}, {"metric": "perplexity", "corpus": "c"},
                             {"metric": "divergence", "corpus": "c"}],
         },
-        "data": {"evaluations": [{"sha256": "a"}, {"sha256": "b"}, {"sha256": "b"}]},
+        "data": {"evaluations": [{"sha256": "a"}, *({"sha256": "b", "tokens_sha256": "t"} for _ in range(2))]},
         "environment": {}, "ledger": {"payload_bits": 3.5}, "key": key,
         "metrics": [
             {"metric": "zeroshot", "dataset": "piqa", "prompts_sha256": "p", "value": score["value"],
@@ -94,8 +102,8 @@ def record(key, method, correct, nll):
 @pytest.fixture
 def runs():
     return (
-        record("k-one", "fp16", "1110110111" * 4, [3.0, 3.1, 2.9, 3.2]),
-        record("k-two", "rtn", "1010110101" * 4, [3.5, 3.4, 3.6, 3.7]),
+        record("k-one", "fp16", "1110110111" * 4, [3.0, 3.1, 2.9, 3.2] * 2),
+        record("k-two", "rtn", "1010110101" * 4, [3.5, 3.4, 3.6, 3.7] * 2),
     )
 
 
@@ -117,6 +125,11 @@ def test_a_run_does_not_differ_from_itself(runs):
     assert all(one.is_noise and one.difference == 0 for one in compare_records(runs[0], copy.deepcopy(runs[0])))
 
 
+def test_records_from_before_tokens_were_noted_are_compared_too(runs):
+    del runs[1]["data"]["evaluations"][1]["tokens_sha256"]
+    assert len(compare_records(*runs)) == 4
+
+
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
@@ -124,7 +137,8 @@ def test_a_run_does_not_differ_from_itself(runs):
         (("data", "evaluations", 1, "sha256"), "x", "read different texts"),
         (("metrics", 0, "prompts_sha256"), "x", "different prompts of piqa"),
         (("metrics", 1, "window_nll"), None, "the record has no window_nll, an earlier version wrote it"),
-        (("metrics", 1, "window_nll"), [1.0, 2.0], "4 and 2 windows cannot be paired"),
+        (("metrics", 1, "window_nll"), [1.0, 2.0], "8 and 2 windows cannot be paired"),
+        (("data", "evaluations", 1, "tokens_sha256"), "x", "into different tokens, so their windows cannot be paired"),
     ],
 )
 def test_runs_that_are_not_alike_are_refused(runs, path, value, problem):

@@ -86,6 +86,12 @@ def test_a_quantized_model_that_equals_the_unquantized_one_is_refused(kept, spec
         run(spec("rtn", one, bits=3, group_size=32), reference=reference)
 
 
+def test_a_divergence_of_zero_is_refused_without_any_record_of_the_unquantized_model(spec, monkeypatch):
+    monkeypatch.setattr(runner, "quantize_model", quantize_and_forget(runner.quantize_model))
+    with pytest.raises(NoOpError, match=r"divergence on .* equals the unquantized model's exactly"):
+        run(spec("rtn", spec().evaluations[1:2], bits=3, group_size=32))
+
+
 def quantize_and_forget(real):
     def quantize(model, *arguments):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -118,6 +124,20 @@ def test_changed_documents_are_scored_again(spec, data):
     path = data / "zeroshot" / "piqa.jsonl"
     path.write_text(path.read_text().replace("w1", "w9"))
     assert run(spec(evaluations=only))["metrics"][0]["loglikelihood"] != first["loglikelihood"]
+
+
+def test_another_tokenizer_is_scored_again_and_has_a_reference_of_its_own(spec, tiny_folder):
+    first = run(spec())
+    path = tiny_folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w1"', '"w~"').replace('"w2"', '"w1"').replace('"w~"', '"w2"'))
+    again = run(spec())
+    for before, now in zip(first["metrics"], again["metrics"], strict=True):
+        assert before != now
+    # The source is float32 and its floor small; against the reference of other tokens it would be in the hundreds.
+    assert again["metrics"][1]["value"] < 1e-4
+    tokens = [[entry.get("tokens_sha256") for entry in record["data"]["evaluations"]] for record in (first, again)]
+    assert tokens[0][0] == tokens[0][1] != tokens[1][0]
+    assert tokens[0][2:] == [None, None]
 
 
 def test_missing_documents_are_found_before_anything_is_quantized(spec, data, monkeypatch):

@@ -1,9 +1,12 @@
 import math
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from harness.metrics.divergence import compare_logits, divergence
 from harness.metrics.perplexity import cut_windows
@@ -113,6 +116,37 @@ def test_logits_that_overflow_are_not_reported_as_a_number():
     model.lm_head.weight[3] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         divergence(model, ids, reference, context=32)
+
+
+class Large(nn.Module):
+    """An embedding and a head of 150,000 words. At each pass it counts the logits that are still there."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding, self.head = nn.Embedding(150_000, 4), nn.Linear(4, 150_000, bias=False)
+        self.config, self.given, self.most_alive = SimpleNamespace(), [], 0
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, ids, use_cache=False):
+        self.most_alive = max(self.most_alive, sum(one() is not None for one in self.given))
+        logits = self.head(self.embedding(ids))
+        self.given.append(weakref.ref(logits.untyped_storage()))
+        return SimpleNamespace(logits=logits)
+
+
+def test_148_windows_over_150_000_words_pass_one_at_a_time():
+    ids = torch.randint(0, 150_000, (148 * 2,), generator=torch.Generator().manual_seed(0))
+    unquantized, model = (Large(seed).eval().requires_grad_(False) for seed in (0, 1))
+    reference = build_reference("k", unquantized, cut_windows(ids, 2))
+    found = divergence(model, ids, reference, context=2)
+    assert (found.windows, unquantized.most_alive, model.most_alive) == (148, 0, 0)
+    # Head inputs and the head, where whole logits of 148 windows are 178 MB.
+    assert sum(file.stat().st_size for file in reference.folder.iterdir()) < 3_000_000
+    p, q = (one(ids[:1][None]).logits[0, 0].double().softmax(dim=-1) for one in (unquantized, model))
+    assert found.window_kl[0] == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-6)
 
 
 def test_progress_counts_windows():
