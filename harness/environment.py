@@ -91,7 +91,7 @@ def git_state() -> dict[str, Any] | None:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(_ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def _version(package: str) -> str | None:

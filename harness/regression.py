@@ -86,7 +86,10 @@ class Baseline(_Data):
 
 @dataclass(frozen=True)
 class Check:
-    """One method against its baseline. problem: None if all is well. seconds: how long its run took."""
+    """One method against its baseline. seconds: how long its run took.
+
+    problem: what is wrong; None if all is well. warning: a perplexity better than noise explains, or None.
+    """
 
     method: str
     baseline: Entry | None
@@ -94,6 +97,7 @@ class Check:
     payload_bits: float | None
     problem: str | None
     seconds: float = 0.0
+    warning: str | None = None
 
 
 # Called with a method's name before it is measured.
@@ -192,19 +196,25 @@ def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
     except Exception as error:  # a method that fails is what a gate is for; the others are checked all the same
         problem = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
         return Check(name, entry, None, None, problem, time.perf_counter() - start)
-    problems = []
-    change = value / entry.perplexity - 1
-    if not _relative(value, entry.perplexity) <= entry.tolerance:
-        which = "worse" if change > 0 else "better"
-        problems.append(
-            f"perplexity {value:.6g} is {abs(change):.2%} {which} than {entry.perplexity:.6g}, "
-            f"{entry.tolerance:.2%} is noise"
+    seconds = time.perf_counter() - start
+    problems: list[str] = []
+    warning: str | None = None
+    if not _relative(value, entry.perplexity) <= entry.tolerance:  # NaN too
+        change = value / entry.perplexity - 1
+        better = change < 0
+        said = (
+            f"perplexity {value:.6g} is {abs(change):.2%} {'better' if better else 'worse'} than "
+            f"{entry.perplexity:.6g}, {entry.tolerance:.2%} is noise"
         )
+        if better:
+            warning = f"{said}; to hold on to it: --update"
+        else:
+            problems.append(said)
     if abs(bits - entry.payload_bits) > entry.payload_tolerance:
         give = f" within {entry.payload_tolerance:.2g}" if entry.payload_tolerance else ""
         problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}{give}")
     problem = "; ".join(problems) + ("; if that is meant: --update" if problems else "")
-    return Check(name, entry, value, bits, problem or None, time.perf_counter() - start)
+    return Check(name, entry, value, bits, problem or None, seconds, warning)
 
 
 def _relative(value: float, base: float) -> float:

@@ -40,6 +40,7 @@ def _fields_beside(model: type[BaseModel], path: tuple[int | str, ...]) -> list[
         if part not in model.model_fields:  # a place in a list, or a key of a mapping
             continue
         annotation = model.model_fields[part].annotation
-        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        # For Python 3.10 `dict[str, Entry]` is a type too, and no class.
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and not get_args(kind)]
         model = next(kind for kind in inner if issubclass(kind, BaseModel))
     return list(model.model_fields)

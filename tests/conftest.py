@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -84,6 +85,12 @@ def golden() -> Callable[[str, int], Golden]:
         )
 
     return load
+
+
+# The same examples every time, however slowly a busy machine draws them; `--hypothesis-profile explore` draws new ones.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 
 def pytest_configure() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.models.load import LoadedModel
 from harness.models.placement import Placement
 from harness.quantize import QuantizedModel
+from kernels.atomic import atomic_folder
 from kernels.errors import InputError
 from kernels.linear import PackedLinear
 
@@ -57,20 +56,13 @@ def write_checkpoint(
     check_target(folder, max_shard_size)
     require_space(folder.parent, int(record["ledger"]["total_bytes"]) + _FURTHER_BYTES, "the checkpoint")
     pack_model(loaded.model, quantized, record["method"], loaded.precision.unquantized_dtype, loaded.placement)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder) as scratch:
         loaded.model.save_pretrained(scratch, max_shard_size=max_shard_size)
         loaded.tokenizer.save_pretrained(scratch)
         for name, content in (("record.json", record), ("ledger.json", record["ledger"])):
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"
             (scratch / name).write_text(text, encoding="utf-8")
         write_sums(scratch)
-        _finish(scratch)
-        if folder.exists():
-            folder.rmdir()
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def pack_model(
@@ -114,16 +106,3 @@ def write_sums(folder: Path) -> None:
     """Write SHA256SUMS over all files of `folder`, in the format of sha256sum."""
     lines = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir()) if file.name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def _finish(folder: Path) -> None:
-    """Everything on disk, with the permissions that open() would have given it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in (*folder.iterdir(), folder):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

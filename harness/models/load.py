@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -30,6 +28,7 @@ from harness.models.source import (
     tensor_shapes,
 )
 from harness.models.streaming import round_to_stored, stream_model
+from kernels.atomic import atomic_folder
 from kernels.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -200,14 +199,13 @@ def convert_gguf(path: Path, sha256: str) -> Path:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        if not folder.exists():
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with atomic_folder(folder) as scratch:
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+    except OSError:
+        if not folder.exists():  # otherwise another process was faster
+            raise
     return folder
 
 

@@ -28,12 +28,12 @@ def show_checks(checks: Sequence[Check], console: Console) -> None:
             "" if base is None else f"{base.tolerance:.2%}",
             _number(check.payload_bits),
             _number(None if base is None else base.payload_bits),
-            "ok" if check.problem is None else "CHANGED" if check.perplexity else "FAILED",
+            _verdict(check),
         )
     console.print(table)
     for check in checks:
-        if check.problem is not None:
-            console.print(f"{check.method}: {check.problem}", markup=False, soft_wrap=True)
+        for said in filter(None, (check.problem, check.warning)):
+            console.print(f"{check.method}: {said}", markup=False, soft_wrap=True)
 
 
 def write_junit(path: Path, checks: Sequence[Check], suite: str) -> None:
@@ -53,8 +53,16 @@ def write_junit(path: Path, checks: Sequence[Check], suite: str) -> None:
         )
         if check.problem is not None:
             ElementTree.SubElement(case, "failure", message=check.problem).text = check.problem
+        if check.warning is not None:
+            ElementTree.SubElement(case, "system-out").text = check.warning
     ElementTree.indent(root)
     write_text(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n")
+
+
+def _verdict(check: Check) -> str:
+    if check.problem is not None:
+        return "CHANGED" if check.perplexity else "FAILED"
+    return "better" if check.warning else "ok"
 
 
 def _number(value: float | None) -> str:

@@ -10,6 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# Seconds that a child may take at most: it takes two, but many times that on a busy machine.
+PATIENCE = 900
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["harness.reproduce", "transformers.models.llama.modeling_llama", "killing"])
 

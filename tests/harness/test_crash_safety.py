@@ -89,11 +89,13 @@ def check_completed(crashed, whole):
 
 def test_a_run_killed_at_a_random_moment_is_completed_bit_for_bit(place, whole):
     first = place("first")
-    killing.start(first.arguments, first.environment, die_at=1).join(300)  # the server imports everything once
+    killing.start(first.arguments, first.environment, die_at=1).join(
+        killing.PATIENCE
+    )  # the server imports everything once
     undisturbed = place("timed")
     begun = time.monotonic()
     child = killing.start(undisturbed.arguments, undisturbed.environment)
-    child.join(300)
+    child.join(killing.PATIENCE)
     assert child.exitcode == 0
     duration = time.monotonic() - begun
     assert undisturbed.outcomes() == whole.outcomes()  # another process, the same bits
@@ -105,7 +107,7 @@ def test_a_run_killed_at_a_random_moment_is_completed_bit_for_bit(place, whole):
         child = killing.start(crashed.arguments, crashed.environment)
         time.sleep(draw.uniform(0, duration))
         child.kill()
-        child.join(60)
+        child.join(killing.PATIENCE)
         if child.exitcode == -9:
             killed += 1
         else:  # it was faster than the one that was timed
@@ -131,7 +133,7 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_from_there(place, whole):
     for number in some_writes():
         crashed = place(f"write-{number}")
         child = killing.start(crashed.arguments, crashed.environment, die_at=number)
-        child.join(300)
+        child.join(killing.PATIENCE)
         assert child.exitcode in (-9, 0)
         check_completed(crashed, whole)
         quantization = json.loads(crashed.record().read_text(encoding="utf-8"))["quantization"]
@@ -143,7 +145,7 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_from_there(place, whole):
 def test_the_time_of_interrupted_runs_counts(place, whole):
     crashed = place("timed")
     child = killing.start(crashed.arguments, crashed.environment, die_at=14)
-    child.join(300)
+    child.join(killing.PATIENCE)
     (folder,) = crashed.cache.glob("quantized/*")
     spent = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in sorted(folder.glob("block-*.json"))]
     check_completed(crashed, whole)
@@ -182,7 +184,7 @@ def test_a_disk_that_fills_up_at_any_write_keeps_what_is_finished(place, whole, 
 
 def test_a_checkpoint_of_another_machine_is_not_continued(place, whole, caplog):
     crashed = place("moved")
-    killing.start(crashed.arguments, crashed.environment, die_at=14).join(300)
+    killing.start(crashed.arguments, crashed.environment, die_at=14).join(killing.PATIENCE)
     (conditions,) = crashed.cache.glob("quantized/*/conditions.json")
     conditions.write_text(json.dumps({"torch": "2.0.0", "device": "cpu", "threads": 64}), encoding="utf-8")
     check_completed(crashed, whole)
@@ -196,7 +198,7 @@ def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
         cut = place(f"cut-{number}")
         unfinished = number % 2
         if unfinished:
-            killing.start(cut.arguments, cut.environment, die_at=draw.randrange(9, 20)).join(300)
+            killing.start(cut.arguments, cut.environment, die_at=draw.randrange(9, 20)).join(killing.PATIENCE)
             files = cut.checkpoints()
         else:
             assert cut.run() == 0
@@ -234,7 +236,7 @@ def test_the_same_spec_gives_the_same_record_twice(place):
 
 def test_a_fresh_run_does_not_continue_an_interrupted_one(place, whole):
     crashed = place("fresh")
-    killing.start(crashed.arguments, crashed.environment, die_at=14).join(300)
+    killing.start(crashed.arguments, crashed.environment, die_at=14).join(killing.PATIENCE)
     crashed.arguments.append("--fresh")
     check_completed(crashed, whole)
     assert json.loads(crashed.record().read_text(encoding="utf-8"))["quantization"]["restored_blocks"] == 0
@@ -242,7 +244,7 @@ def test_a_fresh_run_does_not_continue_an_interrupted_one(place, whole):
 
 def test_checkpoints_are_no_larger_than_weights_and_one_set_of_activations(place):
     crashed = place("size")
-    killing.start(crashed.arguments, crashed.environment, die_at=17).join(300)
+    killing.start(crashed.arguments, crashed.environment, die_at=17).join(killing.PATIENCE)
     names = [path.name for path in crashed.checkpoints()]
     assert names.count("stream.safetensors") == 1
     assert crashed.run() == 0

@@ -105,7 +105,7 @@ def test_norms_and_biases_are_the_rest():
     bits=st.integers(1, 8),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_model_s_bytes_are_those_of_its_tensors_and_roles_add_up(shapes, bits, data):
     packed = {}
     for number, (rows, columns) in enumerate(shapes):

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +79,7 @@ def test_one_rule_flipped_in_a_copy_of_a_method_fails_the_gate(baseline, monkeyp
     assert method in flips.RULES, f"add a rule of {method!r} to flip in tests/harness/flips.py"
     flips.flip(monkeypatch, method)
     assert gate(baseline, "--methods", method) == 1
-    assert f"{method}: perplexity" in capsys.readouterr().out
+    assert re.search(rf"^{method}: perplexity .* worse than", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_problem_is_said_in_the_table_in_words_and_in_xml(baseline, tmp_path, capsys):
@@ -92,10 +93,19 @@ def test_a_problem_is_said_in_the_table_in_words_and_in_xml(baseline, tmp_path, 
     assert case.find("failure").attrib["message"] in said
 
 
-def test_a_perplexity_that_is_too_good_is_a_change_too(baseline, capsys):
+def test_a_better_perplexity_is_a_warning(baseline, tmp_path, capsys):
     change(baseline, "rtn", perplexity=1e6)
-    assert gate(baseline, "--methods", "rtn") == 1
+    assert gate(baseline, "--methods", "rtn", "--junit", str(tmp_path / "gate.xml")) == 0
     assert "better than 1e+06" in capsys.readouterr().out
+    (case,) = ElementTree.parse(tmp_path / "gate.xml").getroot()
+    assert case.find("failure") is None
+    assert "to hold on to it: --update" in case.find("system-out").text
+
+
+def test_a_perplexity_that_is_no_number_is_a_problem(measured, monkeypatch):
+    monkeypatch.setattr(regression, "_measure", lambda name, *rest: (float("nan"), measured.methods[name].payload_bits))
+    (found,) = regression.check(measured, ["rtn"])
+    assert "perplexity nan" in found.problem
 
 
 def test_a_method_that_fails_does_not_keep_the_others_from_being_checked(measured, monkeypatch):

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from kernels.atomic import atomic_path, remove_stale_parts, write_text
+from kernels.atomic import atomic_folder, atomic_path, remove_stale_parts, write_text
 
 
 def names(folder):
@@ -129,3 +129,66 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_now_is_not(
     remove_stale_parts(tmp_path)
     assert names(tmp_path) == [".record.json.def.part", "record.json"]
     remove_stale_parts(tmp_path / "gone")
+
+
+def test_a_folder_appears_whole_with_the_permissions_that_mkdir_gives(tmp_path):
+    (tmp_path / "model").mkdir()  # an empty one is no hindrance
+    old = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "model") as scratch:
+            (scratch / "a").write_text("a")
+            (scratch / "more").mkdir()
+            (scratch / "more" / "b").write_text("b")
+            assert names(tmp_path / "model") == []
+    finally:
+        os.umask(old)
+    assert names(tmp_path) == ["model"]
+    found = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "model", *tmp_path.rglob("model/*")]}
+    assert found == {"model": 0o750, "a": 0o640, "more": 0o750}
+    assert (tmp_path / "model" / "more" / "b").read_text() == "b"
+
+
+def test_an_error_while_a_folder_is_written_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as scratch:
+        (scratch / "a").write_text("a")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_another_process_has_made_meanwhile_stays(tmp_path):
+    with pytest.raises(OSError), atomic_folder(tmp_path / "model") as scratch:
+        (scratch / "a").write_text("mine")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "a").write_text("theirs")
+    assert (tmp_path / "model" / "a").read_text() == "theirs"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_killed_process_leaves_no_folder_under_the_name_and_the_next_one_clears_up(tmp_path):
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from kernels.atomic import atomic_folder
+        with atomic_folder(Path({str(tmp_path / "model")!r})) as scratch:
+            (scratch / "a").write_text("half of the m")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    (left,) = names(tmp_path)
+    os.utime(tmp_path / left, (0, 0))
+    with atomic_folder(tmp_path / "model") as scratch:
+        (scratch / "a").write_text("whole")
+    assert names(tmp_path) == ["model"]
+
+
+def test_folders_that_killed_processes_left_are_removed_those_of_one_target_if_asked(tmp_path):
+    mine, others, young = (tmp_path / f".{name}.part" for name in ("mine.abc", "others.abc", "mine.def"))
+    for folder in (mine, others, young):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("x")
+    for folder in (mine, others):
+        os.utime(folder, (0, 0))
+    remove_stale_parts(tmp_path, name="mine")
+    assert names(tmp_path) == [young.name, others.name]
+    remove_stale_parts(tmp_path)
+    assert names(tmp_path) == [young.name]

@@ -46,7 +46,7 @@ def test_an_asymmetric_grid_is_the_released_one(bits):
 
 
 @given(weights, st.integers(1, 8), st.booleans(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_codes_and_zero_points_fit_their_bits_and_errors_stay_within_the_grid(weight, bits, symmetric, dtype):
     weight = torch.from_numpy(weight)
     grid = fit_range(weight, bits, symmetric=symmetric, scale_dtype=dtype)
@@ -157,7 +157,6 @@ def test_sizes_that_do_not_fit_are_refused(group_size, in_features):
 
 
 @given(st.integers(1, 700), st.integers(1, 300))
-@settings(deadline=None)
 def test_every_size_that_the_refusal_suggests_fits(in_features, group_size):
     try:
         resolve_group_size(group_size, in_features)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from harness.checkpoint.quantizer import narrow_unquantized, packed_layers
 from harness.checkpoint.read import load_checkpoint
 from harness.checkpoint.write import check_target
 from kernels import __version__
+from kernels.atomic import atomic_folder
 from kernels.errors import InputError, did_you_mean
 
 FORMATS = ("gptq", "gptq_v2", "compressed-tensors")
@@ -53,8 +52,7 @@ def export_checkpoint(source: Path, out: Path, format: str, max_shard_size: str 
             else gptq.pack(weight, name, v2=format == "gptq_v2")
         )
         exported |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
-    scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with atomic_folder(out) as scratch:
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         kept = {name: tensor.contiguous() for name, tensor in exported.items() if name not in tied}
         save_torch_state_dict(kept, scratch, max_shard_size=max_shard_size, safe_serialization=True)
@@ -65,12 +63,6 @@ def export_checkpoint(source: Path, out: Path, format: str, max_shard_size: str 
         if model.can_generate():
             model.generation_config.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
-        if out.exists():
-            out.rmdir()
-        scratch.rename(out)
-        out.chmod(0o755)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _without_quantization(model: Any) -> dict[str, Any]:

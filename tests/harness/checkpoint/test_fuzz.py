@@ -22,7 +22,7 @@ from kernels.errors import InputError
 # Bytes that keep JSON parseable get furthest: digits, quotes, brackets, letters of dtypes.
 likely = st.sampled_from([*b'0123456789"[]{},: -FUIB8163264.eE', 0, 0x80, 0xFF]) | st.integers(0, 255)
 changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), likely), min_size=1, max_size=4)
-few = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,8 @@
 import os
-import signal
 import subprocess
 import sys
 
-import psutil
+import dying
 import pytest
 
 from harness.engines import Result, Task
@@ -15,8 +14,9 @@ from harness.sweep import Reporter, sweep
 
 
 @pytest.fixture
-def plan(tiny_folder, corpus_file):
+def plan(tiny_folder, corpus_file, tmp_path, monkeypatch):
     """FP16 and two quantized runs, and their references."""
+    dying.install(tmp_path / "plugin", monkeypatch)
 
     def spec(name, **options):
         calibration = CalibrationSpec(corpus=str(corpus_file), samples=8, context=32) if name == "gptq" else None
@@ -27,7 +27,7 @@ def plan(tiny_folder, corpus_file):
             evaluations=(PerplexitySpec(corpus=str(corpus_file), context=32, windows=4),),
         )
 
-    runs = [spec("fp16"), spec("rtn", bits=3, group_size=32), spec("gptq", bits=3, group_size=32)]
+    runs = [spec("fp16"), spec("dying", bits=3, group_size=32), spec("gptq", bits=3, group_size=32)]
     return runs, {run.key: runs[0].key for run in runs}
 
 
@@ -35,20 +35,12 @@ def outcomes(store):
     return {key: outcome(record) for key, record in store.load_all().items()}
 
 
-class Killer(Reporter):
-    """Kills the worker of a method, at its first sign of life, once."""
-
-    def __init__(self, method):
-        self.method = method
+class Listener(Reporter):
+    def __init__(self):
         self.heard = []
 
     def progress(self, spec, done, total, what):
-        first = spec.method.name not in {name for name, _ in self.heard}
         self.heard.append((spec.method.name, what))
-        if first and spec.method.name == self.method:
-            for child in psutil.Process().children():
-                if "harness.engines.worker" in child.cmdline():
-                    child.send_signal(signal.SIGKILL)
 
 
 def test_a_pool_gives_the_records_of_one_process_though_a_worker_is_killed(plan, tmp_path, monkeypatch):
@@ -56,32 +48,40 @@ def test_a_pool_gives_the_records_of_one_process_though_a_worker_is_killed(plan,
     here, there = RecordStore(tmp_path / "here"), RecordStore(tmp_path / "there")
     sweep(runs, references, here)
     monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "another-cache"))
-    killer = Killer("fp16")
-    done = sweep(runs, references, there, killer, engine=ProcessPool(2, threads=1))
+    to_die = dying.deaths(tmp_path / "deaths", 1, monkeypatch)
+    listener = Listener()
+    done = sweep(runs, references, there, listener, engine=ProcessPool(2, threads=1))
+    assert not list(to_die.iterdir())
     assert sorted(done.done) == sorted(run.key for run in runs)
     assert outcomes(there) == outcomes(here)
-    assert {name for name, _ in killer.heard} == {"fp16", "rtn", "gptq"}
-    assert any("block" in what for _, what in killer.heard)
+    assert there.load(runs[1].key)["quantization"]["restored_blocks"] == 1  # it went on from its first block
+    assert {name for name, _ in listener.heard} == {"fp16", "dying", "gptq"}
+    assert any("block" in what for _, what in listener.heard)
 
 
-def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path):
+def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path, monkeypatch):
     runs, references = plan
     store = RecordStore(tmp_path / "runs")
-    found = sweep(runs[:1], references, store, Killer("fp16"), engine=ProcessPool(2, threads=1, retries=0))
-    assert found.failed == [runs[0].key]
+    to_die = dying.deaths(tmp_path / "deaths", 3, monkeypatch)
+    found = sweep(runs[:2], references, store, engine=ProcessPool(2, threads=1, retries=1))
+    assert len(list(to_die.iterdir())) == 1
+    assert (found.done, found.failed) == ([runs[0].key], [runs[1].key])
     (line,) = found.errors.values()
-    assert "WorkerDied: its process was ended by SIGKILL (the system does that when memory runs out), 1 times" in line
-    assert store.failure_path(runs[0].key).is_file()
+    assert "WorkerDied: its process was ended by SIGKILL (the system does that when memory runs out), 2 times" in line
+    assert store.failure_path(runs[1].key).is_file()
 
 
 def test_workers_end_when_the_sweep_is_interrupted(plan, tmp_path):
+    engine, processes = ProcessPool(2, threads=1), []
+
     class Interrupted(Reporter):
         def progress(self, spec, done, total, what):
+            processes.extend(worker.process for worker in engine._workers)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(*plan, RecordStore(tmp_path / "runs"), Interrupted(), engine=ProcessPool(2, threads=1))
-    assert not [c for c in psutil.Process().children() if "harness.engines.worker" in c.cmdline()]
+        sweep(*plan, RecordStore(tmp_path / "runs"), Interrupted(), engine=engine)
+    assert processes and all(process.returncode is not None for process in processes)
 
 
 def test_tasks_and_results_travel_as_text(plan):
@@ -102,7 +102,7 @@ def test_a_worker_whose_reader_is_gone_ends(plan):
     worker.stdout.close()
     worker.stdin.write(task_to_text(Task(plan[0][0])) + "\n")
     worker.stdin.close()
-    assert worker.wait(300) == 1
+    assert worker.wait(900) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core groups on this system")

@@ -29,7 +29,7 @@ def as_one_number(codes, width):
 
 
 @given(widths_and_codes())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_unpacking_gives_back_what_was_packed(drawn):
     width, codes = drawn
     packed = pack_bits(torch.from_numpy(codes), width)
@@ -41,7 +41,7 @@ def test_unpacking_gives_back_what_was_packed(drawn):
 
 
 @given(widths_and_codes())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_stream_is_the_documented_one(drawn):
     width, codes = drawn
     assert pack_bits(torch.from_numpy(codes), width).tolist() == as_one_number(codes.reshape(-1), width)

@@ -92,7 +92,7 @@ def test_decode_is_the_formula_and_survives_saving_bit_for_bit(tmp_path, case, d
     salient=st.sampled_from([0, 0.05, 0.5, 1.1]),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_any_shape_and_widths_decode_to_the_formula(rows, columns, index_bits, salient_bits, salient, data):
     levels = data.draw(st.integers(1, (1 << index_bits) - 1))
     packed, given_parts = packed_example(

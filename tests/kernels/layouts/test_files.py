@@ -246,7 +246,7 @@ header_bytes = st.sampled_from([*b'0123456789"[]{},: -FUIB8163264', 0, 0x80, 0xF
 
 
 @given(st.lists(st.tuples(st.integers(0, HEADER_END - 1), header_bytes), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_a_header_with_damaged_bytes_is_refused_or_still_describes_whole_weights(changes):
     for weight in (load_damaged(changes) or {}).values():
         again = type(weight).from_tensors(weight.tensors(), weight.metadata())
@@ -258,7 +258,7 @@ def test_a_header_with_damaged_bytes_is_refused_or_still_describes_whole_weights
 
 
 @given(st.lists(st.tuples(st.integers(HEADER_END, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_damaged_data_is_refused_or_decodes_to_the_same_shape(changes):
     for name, weight in (load_damaged(changes) or {}).items():
         try:

@@ -89,7 +89,7 @@ def test_decode_is_the_formula_and_survives_saving_bit_for_bit(tmp_path, case, d
     permuted=st.booleans(),
     mixed=st.booleans(),
 )
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_any_shape_width_and_grouping_decodes_to_the_formula(rows, columns, bits, data, symmetric, permuted, mixed):
     group_size = data.draw(st.integers(1, columns))
     groups = -(-columns // group_size)

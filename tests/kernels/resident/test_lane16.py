@@ -18,7 +18,7 @@ def test_every_bit_of_every_code_has_a_place_of_its_own(width):
     assert sorted(places.values()) == [(code, bit) for code in range(16) for bit in range(width)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     width=st.integers(1, 8),
     rows=st.integers(1, 70),

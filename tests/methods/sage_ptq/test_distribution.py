@@ -72,7 +72,7 @@ def test_the_last_gaussian_edge_is_the_threshold_of_equation_2(zeta):
 
 
 @given(zeta=st.floats(0, 0.5), quantiles=st.sampled_from(QUANTILES))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_last_edge_is_the_same_for_every_number_of_groups(zeta, quantiles):
     distribution = Distribution.of(weights())
     last = {distribution.edges(groups, zeta, quantiles)[-1] for groups in range(1, 64)}
@@ -119,7 +119,7 @@ def test_means_and_errors_from_running_sums_are_those_of_the_groups(quantiles, g
     zeta=st.floats(0, 0.5),
     quantiles=st.sampled_from(QUANTILES),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_ties_and_empty_groups_are_counted_once(weight, groups, zeta, quantiles):
     distribution = Distribution.of(weight)
     edges = distribution.edges(groups, zeta, quantiles)
