@@ -65,7 +65,7 @@ def write_checkpoint(
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"
             (scratch / name).write_text(text, encoding="utf-8")
         write_sums(scratch)
-        _finish(scratch)
+        finish_folder(scratch)
         if folder.exists():
             folder.rmdir()
         scratch.rename(folder)
@@ -116,7 +116,7 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _finish(folder: Path) -> None:
+def finish_folder(folder: Path) -> None:
     """Everything on disk, with the permissions that open() would have given it."""
     umask = os.umask(0)
     os.umask(umask)

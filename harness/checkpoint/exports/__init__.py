@@ -14,7 +14,7 @@ from harness.checkpoint.exports import compressed_tensors, gptq
 from harness.checkpoint.exports.grid import Grid, common_grid
 from harness.checkpoint.quantizer import narrow_unquantized, packed_layers
 from harness.checkpoint.read import load_checkpoint
-from harness.checkpoint.write import check_target
+from harness.checkpoint.write import check_target, finish_folder
 from kernels import __version__
 from kernels.errors import InputError, did_you_mean
 
@@ -65,10 +65,10 @@ def export_checkpoint(source: Path, out: Path, format: str, max_shard_size: str 
         if model.can_generate():
             model.generation_config.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
+        finish_folder(scratch)
         if out.exists():
             out.rmdir()
         scratch.rename(out)
-        out.chmod(0o755)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
