@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.checkpoint.write import write_checkpoint
 from harness.environment import environment_record
+from harness.models.load import LoadedModel
+from harness.quantize import QuantizedModel
 from harness.runner import run
-from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
+from harness.spec import STORED, CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
 from kernels.atomic import write_text
 from kernels.errors import InputError, did_you_mean
 from methods import create_method
@@ -34,6 +39,10 @@ _SPREADS = 3.0
 _FLOOR = 0.002
 # Thread counts of the spread, besides the protocol's own.
 _OTHER_THREADS = (1, 3)
+
+
+class SavedError(RuntimeError):
+    """A checkpoint that does not give the losses, or does not take the bytes, of the model that was saved."""
 
 
 class _Data(BaseModel):
@@ -192,7 +201,7 @@ def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
         return Check(name, entry, None, None, f"its baseline has no numbers; measure them: --update --methods {name}")
     start = time.perf_counter()
     try:
-        value, bits = _measure(name, entry.options, protocol, protocol.threads)
+        value, bits = _measure(name, entry.options, protocol, protocol.threads, True)
     except Exception as error:  # a method that fails is what a gate is for; the others are checked all the same
         problem = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
         return Check(name, entry, None, None, problem, time.perf_counter() - start)
@@ -222,8 +231,13 @@ def _relative(value: float, base: float) -> float:
     return abs(math.log(value / base))
 
 
-def _measure(name: str, options: dict[str, Any], protocol: Protocol, threads: int) -> tuple[float, float]:
-    """Perplexity and payload bits per weight of one method, measured anew."""
+def _measure(
+    name: str, options: dict[str, Any], protocol: Protocol, threads: int, saved: bool = False
+) -> tuple[float, float]:
+    """Perplexity and payload bits per weight of one method, measured anew.
+
+    saved: save the model too and measure what was saved. Raises SavedError if that is not the same.
+    """
     needs = create_method(name, **options).needs
     spec = RunSpec(
         model=protocol.model,
@@ -234,7 +248,29 @@ def _measure(name: str, options: dict[str, Any], protocol: Protocol, threads: in
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        record = run(spec, fresh=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / name
+            record = run(spec, fresh=True, keep=partial(_save, folder) if saved else None)
+            if saved:
+                _check_saved(folder, record, protocol)
     finally:
         torch.set_num_threads(before)
     return record["metrics"][0]["value"], record["ledger"]["payload_bits"]
+
+
+def _save(folder: Path, loaded: LoadedModel, quantized: QuantizedModel, record: dict[str, Any]) -> None:
+    write_checkpoint(folder, loaded, quantized, record)
+
+
+def _check_saved(folder: Path, record: dict[str, Any], protocol: Protocol) -> None:
+    """One window is enough: equal losses are equal weights."""
+    model = ModelSpec(name=str(folder), dtype=protocol.model.dtype, device=protocol.model.device)
+    window = protocol.evaluation.model_copy(update={"windows": 1})
+    spec = RunSpec(model=model, method=MethodSpec(name=STORED), calibration=None, evaluations=(window,))
+    stored = run(spec, fresh=True)
+    for what, found, measured in (
+        ("the loss of the first window", *(r["metrics"][0]["window_nll"][0] for r in (stored, record))),
+        ("the payload in bytes", *(r["ledger"]["payload_bytes"] for r in (stored, record))),
+    ):
+        if found != measured:
+            raise SavedError(f"saved and loaded again, {what} is {found!r}; measured was {measured!r}")

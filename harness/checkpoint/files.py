@@ -1,7 +1,7 @@
 """The weight files of a packed checkpoint: found, and compared with its description, before anything is loaded.
 
 Headers (names, dtypes, shapes, offsets against the size of the file) are checked by safetensors itself, which
-allocates nothing for a header that lies. Then every tensor is read once for its checksum, one at a time.
+allocates nothing for a header that lies. Then every layer is read once, one at a time, for its checksum and content.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.checkpoint.description import Description, tensors_sha256
 from kernels.errors import InputError
+from kernels.layouts import layout_class
 
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -83,7 +84,10 @@ def folder_of(files: Sequence[Path]) -> Path:
 
 
 def check_files(description: Description, files: Sequence[Path]) -> Contents:
-    """Compare `files` with the description. Raises InputError for the first tensor that differs, and names it."""
+    """Compare `files` with the description, and see that each packed layer can be decoded.
+
+    Raises InputError for the first tensor or layer that is not as it was written or cannot have been, and names it.
+    """
     folder = folder_of(files)
     with ExitStack() as opened:
         where: dict[str, Any] = {}
@@ -129,7 +133,13 @@ def _sort(description: Description, where: Mapping[str, Any], folder: Path) -> C
 def _check_sums(description: Description, contents: Contents, where: Mapping[str, Any], folder: Path) -> None:
     for layer, tensors in contents.layers.items():
         stored = {key: where[f"{layer}.{key}"].get_tensor(f"{layer}.{key}") for key in tensors}
-        _check_sum(tensors_sha256(stored), description.layers[layer].sha256, f"layer {layer}", folder)
+        described = description.layers[layer]
+        _check_sum(tensors_sha256(stored), described.sha256, f"layer {layer}", folder)
+        # Anybody can sign: what kernels and decoders rely on is checked whatever the checksum says.
+        try:
+            layout_class(described.layout).from_tensors(stored, described.metadata).check_content()
+        except InputError as error:
+            raise InputError(f"{folder}: layer {layer}: {error}") from None
     for name in contents.unquantized:
         found = tensors_sha256({name: where[name].get_tensor(name)})
         _check_sum(found, description.unquantized[name], f"tensor {name}", folder)

@@ -133,6 +133,13 @@ class MicroscalingWeight(PackedWeight):
         check_no_extra(tensors, known)
         return cls(shape, tuple(segments), {name: tensors[name] for name in sorted(known)})
 
+    def check_content(self) -> None:
+        """The standard keeps the largest exponent and FP8's last code for NaN; no weight is one."""
+        if int(self._tensors["exponents"].max()) > 2 * _BIAS:
+            raise InputError(f"a microscaling weight has a block exponent of {2 * _BIAS + 1}, which means NaN")
+        if self.segments[2] and bool(((self._tensors[f"codes_b{FP8.bits}"] & 127) == 127).any()):
+            raise InputError("a microscaling weight has an FP8 code that means NaN")
+
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         rows, columns = self.shape
         order = self._tensors["permutation"].long()

@@ -120,6 +120,18 @@ def test_a_method_that_fails_does_not_keep_the_others_from_being_checked(measure
     assert found == {"rtn": "failed: RuntimeError: no luck", "gptq": None}
 
 
+def test_a_checkpoint_that_is_not_the_model_it_was_saved_from_is_a_problem(baseline, monkeypatch, capsys):
+    def write(folder, loaded, quantized, record):
+        loaded.model.model.norm.weight.mul_(2)
+        write_checkpoint(folder, loaded, quantized, record)
+
+    write_checkpoint = regression.write_checkpoint
+    monkeypatch.setattr(regression, "write_checkpoint", write)
+    assert gate(baseline, "--methods", "rtn") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "SavedError: saved and loaded again, the loss of the first window is" in said
+
+
 def test_a_registered_method_without_a_baseline_is_a_problem(measured, monkeypatch):
     short = measured.model_copy(update={"methods": {}})
     monkeypatch.setattr(regression, "_measure", None)

@@ -79,6 +79,17 @@ def test_a_gguf_file_is_a_source_for_methods_and_a_row_of_its_own(gguf_file):
         assert torch.isfinite(model(tiny.tokens()).logits).all()
 
 
+def test_a_gguf_file_is_measured_as_it_is_beside_the_methods_that_start_from_it(table, gguf_file, tmp_path):
+    assert reproduce(table(gguf_file)) == 0
+    records = {r["method"]["name"]: r for r in RecordStore(tmp_path / "results" / "runs").load_all().values()}
+    stored, dense = records["gguf"], records["fp16"]
+    assert len(records) == 4
+    assert stored["ledger"]["payload_bits"] == 5.0  # Q4_1: 4 bits and two 16-bit constants for 32 weights
+    assert stored["metrics"][0]["windows"] == 3
+    # The same weights; the unquantized row has them rounded to 16 bits.
+    assert stored["metrics"][0]["value"] == pytest.approx(dense["metrics"][0]["value"], rel=1e-3)
+
+
 @pytest.mark.parametrize("format", ["gptq", "compressed-tensors"])
 def test_bits_of_foreign_formats_are_counted_from_their_files(checkpoint, tmp_path, format):
     export_checkpoint(checkpoint, tmp_path / "theirs", format)

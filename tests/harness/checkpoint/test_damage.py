@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from harness.checkpoint.description import config_sha256
+from harness.checkpoint.description import config_sha256, tensors_sha256
 from harness.checkpoint.files import weight_files
 from harness.checkpoint.read import load_checkpoint, verify_checkpoint
 from harness.checkpoint.write import check_target, write_sums
@@ -49,6 +49,16 @@ def rewrite(file, change):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def forge(folder, tensor, change):
+    """Change a tensor of a packed layer as somebody would who renews every checksum."""
+    rewrite(shard_with(folder, tensor), lambda tensors: change(tensors[tensor]))
+    layer = tensor.rpartition(".")[0]
+    stored = load_file(shard_with(folder, tensor))
+    inside = {name.rpartition(".")[2]: stored[name] for name in stored if name.rpartition(".")[0] == layer}
+    sha256 = tensors_sha256(inside)
+    edit_and_sign(folder, lambda config: config["quantization_config"]["layers"][layer].update(sha256=sha256))
+
+
 @readers
 @pytest.mark.parametrize("tensor", [f"{LAYER}.codes_b3", f"{LAYER}.scales", "model.norm.weight"])
 def test_a_flipped_bit_is_found_and_its_tensor_named(checkpoint, read, tensor):
@@ -58,6 +68,27 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(checkpoint, read, tensor):
     rewrite(shard_with(checkpoint, tensor), flip)
     with pytest.raises(InputError, match=rf"{tensor.rpartition('.')[0]}.* is damaged: its sha256"):
         read(checkpoint)
+
+
+# By method, the tensor that is filled with one value, the value, and what is said of it.
+FORGERIES = [
+    ("sage-ptq", "index", 255, "index plane names level"),
+    ("sage-ptq", "index", 0, "index plane marks"),
+    ("billm", "salient_columns", 255, "marks .* columns"),
+    ("micromix", "exponents", 255, "which means NaN"),
+    ("micromix", "permutation", 0, "each column exactly once"),
+]
+
+
+@pytest.mark.parametrize(("method", "tensor", "value", "told"), FORGERIES)
+def test_content_that_cannot_have_been_packed_is_refused_whoever_signed_it(
+    method, tensor, value, told, save, tiny_folder
+):
+    folder = save(method, tiny_folder).folder
+    forge(folder, f"{LAYER}.{tensor}", lambda stored: stored.fill_(value))
+    for read in (verify_checkpoint, load_checkpoint, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(InputError, match=f"layer {LAYER}: .*{told}"):
+            read(folder)
 
 
 def test_every_shard_is_protected_to_its_last_byte(checkpoint):

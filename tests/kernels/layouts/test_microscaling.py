@@ -113,3 +113,13 @@ def test_damaged_weights_are_refused():
     twice = {**tensors, "permutation": torch.zeros_like(tensors["permutation"])}
     with pytest.raises(InputError, match="each column exactly once"):
         MicroscalingWeight.from_tensors(twice, metadata)
+
+
+@pytest.mark.parametrize(("name", "value"), [("exponents", 255), ("codes_b8", 127), ("codes_b8", 255)])
+def test_what_the_standard_keeps_for_nan_is_no_weight(name, value):
+    packed = MicroscalingWeight.pack(*weight_of())
+    packed.check_content()
+    tensors = {key: tensor.clone() for key, tensor in packed.tensors().items()}
+    tensors[name].view(-1)[3] = value
+    with pytest.raises(InputError, match="means NaN"):
+        MicroscalingWeight.from_tensors(tensors, packed.metadata()).check_content()
