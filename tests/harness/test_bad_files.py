@@ -113,7 +113,6 @@ RUNS = {
     "rows missing": (experiment("{name: a, item: b, title: c, metric: perplexity, models: [m]}"), "rows is missing"),
     "a file that is a list": (experiment("[1, 2]"), "must hold name, item"),
     "no rows": (experiment(rows=[]), "rows"),
-    "a row of an unknown method": (experiment(rows=[{**tiny.ROW, "method": "rnt"}]), "'rnt'", "did you mean 'rtn'?"),
     "a row without a method": (experiment(rows=[{"setting": "s", "label": "RTN"}]), "rows.0.method is missing"),
     "a row with an unknown key": (experiment(rows=[{**tiny.ROW, "lable": "R"}]), "'rows.0.lable'", "'label'"),
     "a name that is a path": (experiment(name="../../x"), "name='../../x'"),
