@@ -49,6 +49,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             f"{model}: quality against bits a weight of the quantized layers",
             "Filled: all stored bits. Hollow: the bits that the method's paper counts. Line: the bits that count "
             "leaves out. Grey steps: Pareto front of stored bits. Bars: standard error over windows",
+            *_floors(rows),
             *source.protocol(rows),
         ),
         keys(rows),
@@ -64,9 +65,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
+def _floors(rows: Sequence[TidyRow]) -> tuple[str, ...]:
+    """What the unquantized model's own divergence is, in words: the noise that no method can go below."""
+    found = [row for row in rows if row.method == UNQUANTIZED and row.metric == "divergence"]
+    values = ", ".join(f"{row.measured:.1e} nats on {row.dataset}" for row in found)
+    return (f"Divergence of the unquantized model in this dtype, the noise floor: {values}",) if found else ()
+
+
 def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
     quantized = [row for row in rows if row.method != UNQUANTIZED and row.payload_bits is not None]
-    values = [row.measured for row in rows if row.measured]
+    # The unquantized model's divergence lies decades below; on the axis it would leave the methods no room.
+    floor = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured and metric == "perplexity"]
+    values = [*floor, *(row.measured for row in quantized if row.measured)]
     steps = front([(row.payload_bits or 0.0, row.measured or 0.0) for row in quantized])
     right = max(row.payload_bits or 0.0 for row in quantized) * 1.06
     if len(steps) > 1 or len(quantized) > 1:
@@ -82,9 +92,8 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
         if row.stderr:
             low = min(row.stderr, 0.9 * level)  # a log axis has no zero
             axis.errorbar(stored, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2)
-    reference = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured]
-    if reference:
-        axis.axhline(reference[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)
+    if floor:
+        axis.axhline(floor[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)
     log_axis(axis.yaxis, min(values) / 1.1, max(values) * 1.1)
     axis.set_xlim(0, right)
     axis.set_xlabel("Bits per weight")

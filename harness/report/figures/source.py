@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.claims import Claim, find
 from harness.plan import PlannedRow, TablePlan
-from harness.report.records_view import distinct
+from harness.report.records_view import RecordView, distinct
 from harness.report.rows import Records, TidyRow, build_rows
 
 
@@ -58,13 +58,18 @@ class Source:
         return f"{row.label or row.method} {row.setting}".strip()
 
     def protocol(self, rows: Sequence[TidyRow]) -> tuple[str, ...]:
-        """What a caption must say of how `rows` were measured: windows, context, dtype, calibration, profile."""
-        protocols = distinct(row.protocol for row in rows)
-        calibrations = distinct(row.calibration for row in rows)
-        # Said when every measured row has it, as below the tables.
-        shared = [note for note in (rows[0].notes if rows else ()) if all(note in row.notes for row in rows)]
+        """What a caption must say of how `rows` were measured: model, windows, context, dtype, calibration, profile."""
+        models, protocols = ", ".join(distinct(row.model for row in rows)), distinct(row.protocol for row in rows)
+        what = f"Measured on {models}: {' / '.join(protocols)}" if protocols else f"Model of our values: {models}"
+        return (what, *self.making([self.records[key] for key in keys(rows)]))
+
+    def making(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """What a caption must say of how the weights of `records` were made: calibration, their source, profile."""
+        views = [RecordView(record) for record in records]
+        calibrations = distinct(view.calibration for view in views)
+        # Said when every run has it, as below the tables.
+        shared = [note for note in (views[0].notes if views else ()) if all(note in view.notes for view in views)]
         return (
-            *((f"Measured: {' / '.join(protocols)}",) if protocols else ()),
             *((f"Calibration of methods that need it: {' / '.join(calibrations)}",) if calibrations else ()),
             *(note[0].upper() + note[1:] for note in shared if note.startswith("weights come from")),
             *self.plan.notes,
