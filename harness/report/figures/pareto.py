@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PER_MODEL = True
+# How much of a mark is filled tells variants of one method apart, without colour.
+_FILLS = ("full", "left", "top", "right", "bottom")
 _NAMES = {"perplexity": "Perplexity", "divergence": "KL divergence, nats per token"}
 
 
@@ -37,7 +39,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     figure, axes = blank(page, 2.1 * down + 0.5, down, across)
     for place, axis in enumerate(axes):
         if place < len(panels):
-            _panel(axis, page, *panels[place])
+            _panel(axis, page, source, *panels[place])
         else:
             axis.set_axis_off()
     handles, labels = _legend(source, [row for *_, rows in panels for row in rows])
@@ -72,7 +74,7 @@ def _floors(rows: Sequence[TidyRow]) -> tuple[str, ...]:
     return (f"Divergence of the unquantized model in this dtype, the noise floor: {values}",) if found else ()
 
 
-def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
+def _panel(axis: Axes, page: Page, source: Source, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
     quantized = [row for row in rows if row.method != UNQUANTIZED and row.payload_bits is not None]
     # The unquantized model's divergence lies decades below; on the axis it would leave the methods no room.
     floor = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured and metric == "perplexity"]
@@ -88,7 +90,7 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
         stored, level = row.payload_bits or 0.0, row.measured or 0.0
         axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
         axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
-        axis.plot(stored, level, look.marker, color=look.colour, markeredgecolor=look.colour, zorder=4)
+        axis.plot(stored, level, zorder=4, **_filled(row.method, source.variant(row)))
         if row.stderr:
             low = min(row.stderr, 0.9 * level)  # a log axis has no zero
             axis.errorbar(stored, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2)
@@ -102,17 +104,26 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
     axis.grid(True, which="major")
 
 
+def _filled(method: str, variant: int) -> dict[str, Any]:
+    look = mark(method)
+    return {
+        "marker": look.marker, "color": look.colour, "markeredgecolor": look.colour, "markerfacecoloralt": PAPER,
+        "fillstyle": _FILLS[variant % len(_FILLS)], "linestyle": "none",
+    }  # fmt: skip
+
+
 def _legend(source: Source, rows: Sequence[TidyRow]) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
     handles: list[Any] = []
     labels: list[str] = []
     for method in distinct(row.method for row in rows):
-        look = mark(method)
         if method == UNQUANTIZED:
             handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2))))
-        else:
-            handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle="none"))
-        labels.append(source.label(method))
+            labels.append(source.label(method))
+            continue
+        for variant in sorted({source.variant(row) for row in rows if row.method == method}):
+            handles.append(Line2D([], [], **_filled(method, variant)))
+            labels.append(source.labels(method)[variant])
     handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor=PAPER, linestyle="none"))
     return handles, [*labels, "bits as claimed"]

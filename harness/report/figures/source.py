@@ -53,6 +53,17 @@ class Source:
         """The method as tables call it."""
         return next((row.label for row in self.plan.rows if row.method == method and row.label), method)
 
+    def labels(self, method: str) -> tuple[str, ...]:
+        """What tables call the rows of a method; several where it has variants: "sage-x", "sage-x, tuned"."""
+        return distinct(row.label for row in self.plan.rows if row.method == method) or (method,)
+
+    def variant(self, row: TidyRow) -> int:
+        """The place of `row`'s label among those of its method."""
+        same = (one for one in self.plan.rows if (one.method, one.setting) == (row.method, row.setting))
+        label = next((one.label for one in same if one.label), "")
+        labels = self.labels(row.method)
+        return labels.index(label) if label in labels else 0
+
     def name(self, row: PlannedRow) -> str:
         """Method and setting of a row, "GPTQ 3 bit g128"."""
         return f"{row.label or row.method} {row.setting}".strip()

@@ -126,6 +126,18 @@ def test_the_noise_floor_of_a_divergence_is_said_and_leaves_the_methods_their_ro
     assert "the noise floor: 1.0e-05 nats on wikitext2" in " ".join(picture.caption)
 
 
+def test_variants_of_a_method_differ_in_the_picture_and_in_its_legend():
+    source = toy.source("front")
+    with typography(page()):
+        figure = draw(source, "pareto", page()).figure
+    (legend,) = figure.legends
+    assert {"sage-x", "sage-x, tuned", "sage-x, self-calibrated", "sage-x, no data"} <= {
+        text.get_text() for text in legend.get_texts()
+    }
+    fills = {line.get_fillstyle() for line in figure.axes[0].get_lines() if line.get_marker() == "p"}
+    assert fills == {"full", "left", "top", "right"}
+
+
 @pytest.mark.parametrize(("style", "width"), PAGES)
 def test_no_label_covers_a_mark_of_the_roofline(style, width):
     where = page(style, width)
