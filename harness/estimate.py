@@ -15,7 +15,7 @@ import torch
 from harness.catalog import ModelEntry, find_task, models
 from harness.memory import available_memory
 from harness.models.source import linear_weights, resolve_model
-from harness.spec import STORED, ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
+from harness.spec import STORED, DecodeSpec, ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
 from methods import create_method
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -23,6 +23,7 @@ _ALL_WINDOWS = 150  # what "all windows" of WikiText-2 come to, give or take the
 _TOKENS_AN_ANSWER = 60  # of a zero-shot task: its question and one answer, give or take the task
 _LOAD_SECONDS_PER_PARAMETER = 3e-8
 _QUANTIZE_SECONDS_PER_WEIGHT = 6e-7
+_COPY_BYTES_PER_SECOND = {"cpu": 1e10, "cuda": 1e12}
 _PROCESS_BYTES = 1_500_000_000  # Python, torch, transformers, and activations
 _ATTENTION_SHARE = 1.4  # forward pass with attention and loss over its matrix products alone
 
@@ -35,18 +36,27 @@ class Estimate:
     memory_bytes: int
 
 
-def estimate(spec: RunSpec) -> Estimate:
-    """The expected cost of a run on this machine."""
+def estimate(spec: RunSpec, *, quantized: bool = False) -> Estimate:
+    """The expected cost of a run on this machine. quantized: another run will have made its weights, to be loaded."""
     parameters, weights = _sizes(spec.model.name)
     speed = _operations_per_second(spec.model.device, spec.model.dtype)
     seconds = parameters * _LOAD_SECONDS_PER_PARAMETER
-    for evaluation in spec.quality:
-        seconds += _ATTENTION_SHARE * 2 * parameters * _tokens(evaluation) / speed
+    passes = sum(_tokens(evaluation) for evaluation in spec.quality)
+    for part in spec.evaluations:
+        if isinstance(part, DecodeSpec):
+            rounds = (part.rounds + 1) * (
+                1 if spec.method.name == "fp16" else 2
+            )  # a warm-up; packed and dense in turns
+            passes += rounds * part.batch * part.prompt
+            # A step reads every weight once, of whatever size they are.
+            width = _COPY_BYTES_PER_SECOND["cpu" if spec.model.device == "cpu" else "cuda"]
+            seconds += rounds * part.tokens * parameters * _BYTES[spec.model.dtype] / width
+    seconds += _ATTENTION_SHARE * 2 * parameters * passes / speed
     memory = parameters * _BYTES[spec.model.dtype] + _PROCESS_BYTES
     if memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
         # The largest models of the catalogue have 60 blocks and more.
         memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + _PROCESS_BYTES
-    if spec.method.name == STORED:
+    if spec.method.name == STORED or quantized:
         return Estimate(seconds, memory)
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT

@@ -132,9 +132,11 @@ def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> 
     table = Table("run", "method", "model", "time", "memory", "state", title=titles[0] if len(titles) == 1 else None)
     if len(plans) > 1:
         table.add_column("for")
-    seconds = 0.0
+    seconds, quantized = 0.0, set[str]()
     for spec in _runs(plans):
-        cost = estimate(spec)
+        weights = spec.quantization_key()
+        cost = estimate(spec, quantized=weights in quantized)  # what is measured twice is quantized once
+        quantized.add(weights)
         finished = store.load(spec.key) is not None
         seconds += 0.0 if finished else cost.seconds
         options = ", ".join(f"{key}={value}" for key, value in spec.method.options.items())

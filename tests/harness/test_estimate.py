@@ -2,7 +2,7 @@ import pytest
 
 from harness import estimate as module
 from harness.estimate import estimate
-from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
+from harness.spec import CalibrationSpec, DecodeSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,20 @@ def test_quantization_and_calibration_cost_more():
     assert fp16.seconds < rtn.seconds < gptq.seconds
     assert rtn.memory_bytes < gptq.memory_bytes
     assert estimate(spec_of("gptq", samples=128)).seconds > gptq.seconds
+
+
+def test_weights_that_another_run_makes_cost_nothing_more():
+    assert estimate(spec_of("gptq"), quantized=True).seconds == estimate(spec_of()).seconds
+
+
+def test_decoding_costs_its_prompts_and_its_steps():
+    def seconds(**options):
+        return estimate(spec_of().model_copy(update={"evaluations": (DecodeSpec(**options),)})).seconds
+
+    step = 4 * 1_315_758_080 / module._COPY_BYTES_PER_SECOND["cpu"]
+    assert seconds(tokens=74) - seconds(tokens=64) == pytest.approx(8 * 10 * step)
+    assert seconds(prompt=2048) > 2 * seconds(prompt=128)
+    assert seconds(rounds=15) > 1.5 * seconds(rounds=7)
 
 
 def test_memory_holds_at_least_the_weights():

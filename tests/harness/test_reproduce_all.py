@@ -6,6 +6,7 @@ import re
 import pytest
 
 from harness.cli import main, reproduce
+from harness.estimate import Estimate
 from harness.paper_items import experiments_of_paper
 
 
@@ -27,6 +28,18 @@ def test_a_dry_run_shows_the_plan_of_every_item_and_what_is_left_out(command, tm
     keys = re.findall(r"^\W*([0-9a-f]{16})\b", said, re.MULTILINE)
     assert len(keys) == len(set(keys)) > 15
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_counts_the_making_of_weights_once_however_many_runs_measure_them(command, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "harness.reproduce.estimate",
+        lambda spec, quantized: asked.append((spec.quantization_key(), quantized)) or Estimate(60.0, 0),
+    )
+    assert reproduce(command("--all", "--dry-run")) == 0
+    made = [key for key, quantized in asked if not quantized]
+    assert len(made) == len(set(made)) == len({key for key, _ in asked})
+    assert f"about {len(asked)} minutes" in capsys.readouterr().out
 
 
 def test_runs_that_several_tables_share_are_made_once(command, tmp_path, capsys):

@@ -46,7 +46,8 @@ def draw(source: Source, page: Page) -> Picture:
         figure,
         (
             f"{source.plan.title}, {source.plan.item}",
-            "Filled bars: measured, with the standard error over windows. Hollow bars: the paper's values",
+            "Filled bars: measured, with the standard error over windows. Hollow bars: the paper's values. Logarithmic "
+            "axes, which do not begin at zero",
             *source.protocol(rows),
         ),
         keys(rows),

@@ -15,7 +15,7 @@ _SMALLEST = 0.0005  # bits a weight; less cannot be seen
 def draw(source: Source, page: Page, model: str) -> Picture:
     """Bars from the ledgers; the hollow diamond is what the method's paper counts."""
     lines = [
-        (row, record["ledger"], record["key"])
+        (row, record["ledger"], record)
         for row, record in source.planned(model)
         if row.method != UNQUANTIZED and record.get("ledger", {}).get("bytes_by_role")
     ]
@@ -57,9 +57,9 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         (
             f"{model}: stored bits by role, all quantized layers",
             "Diamond: weight and scale bits as the method's paper counts them",
-            *source.plan.notes,
+            *source.making([record for *_, record in lines]),
         ),
-        tuple(key for *_, key in lines),
+        tuple(record["key"] for *_, record in lines),
     )
 
 

@@ -72,6 +72,13 @@ def log_axis(axis: Any, low: float, high: float) -> None:
         axis.set_minor_locator(NullLocator())
 
 
+def whole_ticks(axis: Any) -> None:
+    """Ticks at whole numbers only: there is no half of a decoder block."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
 def heat_map(axis: Axes, grid: Sequence[Sequence[float]], norm: Any) -> Any:
     """Draw `grid` [rows, columns] in cividis, whose lightness rises from end to end: it reads the same in grey."""
     places = range(len(grid[0])), range(len(grid))

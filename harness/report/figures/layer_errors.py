@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map, whole_ticks
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import Page
@@ -46,6 +46,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         axis.set_yticks(range(len(names)), names)
         axis.tick_params(length=0)
     axes[0].invert_yaxis()  # shared by all maps
+    whole_ticks(axes[0].xaxis)
     # Said once below all maps: a label of its own would tear a gap above an empty place of the grid.
     figure.supxlabel("Decoder block", fontsize=page.venue.label)
     bar = figure.colorbar(image, ax=axes, location="right", aspect=9 * down, pad=0.01)
@@ -56,7 +57,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         (
             f"{model}: squared error of each layer's weights over their energy",
             "Measured on weights decoded from the stored tensors; one logarithmic colour scale for all maps",
-            *source.plan.notes,
+            *source.making([record for _, record in lines]),
         ),
         tuple(record["key"] for _, record in lines),
     )

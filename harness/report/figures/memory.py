@@ -61,7 +61,7 @@ def draw(source: Source, page: Page) -> Picture:
             f"{source.plan.title}, {source.plan.item}",
             "Filled: counted from all stored tensors, the unquantized rest of the model in 16 bits. Hollow: the "
             "paper's values, whose memory leaves the lookup index out. Grey lines: bits a parameter",
-            *source.plan.notes,
+            *source.protocol(rows),
         ),
         keys(rows),
     )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PER_MODEL = True
+# How much of a mark is filled tells variants of one method apart, without colour.
+_FILLS = ("full", "left", "top", "right", "bottom")
 _NAMES = {"perplexity": "Perplexity", "divergence": "KL divergence, nats per token"}
 
 
@@ -37,7 +39,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     figure, axes = blank(page, 2.1 * down + 0.5, down, across)
     for place, axis in enumerate(axes):
         if place < len(panels):
-            _panel(axis, page, *panels[place])
+            _panel(axis, page, source, *panels[place])
         else:
             axis.set_axis_off()
     handles, labels = _legend(source, [row for *_, rows in panels for row in rows])
@@ -49,6 +51,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             f"{model}: quality against bits a weight of the quantized layers",
             "Filled: all stored bits. Hollow: the bits that the method's paper counts. Line: the bits that count "
             "leaves out. Grey steps: Pareto front of stored bits. Bars: standard error over windows",
+            *_floors(rows),
             *source.protocol(rows),
         ),
         keys(rows),
@@ -64,9 +67,18 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
+def _floors(rows: Sequence[TidyRow]) -> tuple[str, ...]:
+    """What the unquantized model's own divergence is, in words: the noise that no method can go below."""
+    found = [row for row in rows if row.method == UNQUANTIZED and row.metric == "divergence"]
+    values = ", ".join(f"{row.measured:.1e} nats on {row.dataset}" for row in found)
+    return (f"Divergence of the unquantized model in this dtype, the noise floor: {values}",) if found else ()
+
+
+def _panel(axis: Axes, page: Page, source: Source, metric: str, dataset: str, rows: Sequence[TidyRow]) -> None:
     quantized = [row for row in rows if row.method != UNQUANTIZED and row.payload_bits is not None]
-    values = [row.measured for row in rows if row.measured]
+    # The unquantized model's divergence lies decades below; on the axis it would leave the methods no room.
+    floor = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured and metric == "perplexity"]
+    values = [*floor, *(row.measured for row in quantized if row.measured)]
     steps = front([(row.payload_bits or 0.0, row.measured or 0.0) for row in quantized])
     right = max(row.payload_bits or 0.0 for row in quantized) * 1.06
     if len(steps) > 1 or len(quantized) > 1:
@@ -78,13 +90,12 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
         stored, level = row.payload_bits or 0.0, row.measured or 0.0
         axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
         axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
-        axis.plot(stored, level, look.marker, color=look.colour, markeredgecolor=look.colour, zorder=4)
+        axis.plot(stored, level, zorder=4, **_filled(row.method, source.variant(row)))
         if row.stderr:
             low = min(row.stderr, 0.9 * level)  # a log axis has no zero
             axis.errorbar(stored, level, [[low], [row.stderr]], color=look.colour, capsize=1.5 * page.scale, zorder=2)
-    reference = [row.measured for row in rows if row.method == UNQUANTIZED and row.measured]
-    if reference:
-        axis.axhline(reference[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)
+    if floor:
+        axis.axhline(floor[0], color=INK, linestyle=(0, (4, 2)), linewidth=0.8 * page.venue.line, zorder=1)
     log_axis(axis.yaxis, min(values) / 1.1, max(values) * 1.1)
     axis.set_xlim(0, right)
     axis.set_xlabel("Bits per weight")
@@ -93,17 +104,26 @@ def _panel(axis: Axes, page: Page, metric: str, dataset: str, rows: Sequence[Tid
     axis.grid(True, which="major")
 
 
+def _filled(method: str, variant: int) -> dict[str, Any]:
+    look = mark(method)
+    return {
+        "marker": look.marker, "color": look.colour, "markeredgecolor": look.colour, "markerfacecoloralt": PAPER,
+        "fillstyle": _FILLS[variant % len(_FILLS)], "linestyle": "none",
+    }  # fmt: skip
+
+
 def _legend(source: Source, rows: Sequence[TidyRow]) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
     handles: list[Any] = []
     labels: list[str] = []
     for method in distinct(row.method for row in rows):
-        look = mark(method)
         if method == UNQUANTIZED:
             handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2))))
-        else:
-            handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle="none"))
-        labels.append(source.label(method))
+            labels.append(source.label(method))
+            continue
+        for variant in sorted({source.variant(row) for row in rows if row.method == method}):
+            handles.append(Line2D([], [], **_filled(method, variant)))
+            labels.append(source.labels(method)[variant])
     handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor=PAPER, linestyle="none"))
     return handles, [*labels, "bits as claimed"]

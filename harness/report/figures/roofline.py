@@ -27,6 +27,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
     if not lines:
         raise NothingToDrawError(f"no run of {model} measured decode throughput")
     figure, (axis,) = blank(page, 0.27 * len(lines) + 0.95)
+    found = tuple(dict.fromkeys(key for _, key, *_ in lines))
     rooflines = []
     for place, (row, _, entry, name, arm) in enumerate(lines):
         look = mark("fp16" if name.startswith("dense") else row.method)
@@ -38,15 +39,16 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         axis.plot(roofline, place, "D", markerfacecolor=PAPER, markeredgecolor=INK)
         rooflines.append(roofline)
         axis.annotate(
-            f"{100 * arm['share_of_copy']:.0f} %", (max(speed, high), place), xytext=(4 * page.scale, 0),
+            f"{100 * arm['share_of_copy']:.0f} %", (max(speed, high, roofline), place), xytext=(5 * page.scale, 0),
             textcoords="offset points", va="center", fontsize=page.venue.tick,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
     axis.set_yticks(
         range(len(lines)), [_label(row.label or row.method, row.setting, name) for row, _, _, name, _ in lines]
     )
     axis.set_ylim(len(lines) - 0.5, -0.5)
-    axis.set_xlim(0, 1.12 * max(*rooflines, *(arm["tokens_per_second"] for *_, arm in lines)))
+    axis.set_xlim(
+        0, (1.25 if page.narrow else 1.12) * max(*rooflines, *(arm["tokens_per_second"] for *_, arm in lines))
+    )
     axis.set_xlabel("Tokens per second")
     axis.grid(True, axis="x")
     handles = [
@@ -61,9 +63,9 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             "Diamond: the bytes that the arm reads for a token, at the copy bandwidth measured on the same device; "
             "percent: of that bandwidth",
             " / ".join(dict.fromkeys(_protocol(entry) for _, _, entry, _, _ in lines)),
-            *source.plan.notes,
+            *source.making([source.records[key] for key in found]),
         ),
-        tuple(dict.fromkeys(key for _, key, *_ in lines)),
+        found,
     )
 
 

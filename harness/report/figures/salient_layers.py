@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map, legend_above
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, heat_map, legend_above, whole_ticks
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import SOFT, Page, series
@@ -54,6 +54,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
         bottom.set_yticks(range(len(names)), names)
         bottom.tick_params(axis="y", length=0)
         bottom.set_xlabel("Decoder block")
+        whole_ticks(bottom.xaxis)
     axes[0].set_ylabel("Salient weights, %")
     axes[len(lines)].invert_yaxis()
     bar = figure.colorbar(image, ax=axes[len(lines) :], location="right", aspect=14, pad=0.01)
@@ -69,7 +70,7 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             f"{model}: salient fraction (above) and number of groups (below) of each layer",
             "Dashed: the largest salient fraction that was asked for; it is a threshold of the fitted Gaussian, and "
             "tails heavier than a Gaussian's let more through",
-            *source.plan.notes,
+            *source.making([record for _, record in lines]),
         ),
         tuple(record["key"] for _, record in lines),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.claims import Claim, find
 from harness.plan import PlannedRow, TablePlan
-from harness.report.records_view import distinct
+from harness.report.records_view import RecordView, distinct
 from harness.report.rows import Records, TidyRow, build_rows
 
 
@@ -53,18 +53,34 @@ class Source:
         """The method as tables call it."""
         return next((row.label for row in self.plan.rows if row.method == method and row.label), method)
 
+    def labels(self, method: str) -> tuple[str, ...]:
+        """What tables call the rows of a method; several where it has variants: "sage-x", "sage-x, tuned"."""
+        return distinct(row.label for row in self.plan.rows if row.method == method) or (method,)
+
+    def variant(self, row: TidyRow) -> int:
+        """The place of `row`'s label among those of its method."""
+        same = (one for one in self.plan.rows if (one.method, one.setting) == (row.method, row.setting))
+        label = next((one.label for one in same if one.label), "")
+        labels = self.labels(row.method)
+        return labels.index(label) if label in labels else 0
+
     def name(self, row: PlannedRow) -> str:
         """Method and setting of a row, "GPTQ 3 bit g128"."""
         return f"{row.label or row.method} {row.setting}".strip()
 
     def protocol(self, rows: Sequence[TidyRow]) -> tuple[str, ...]:
-        """What a caption must say of how `rows` were measured: windows, context, dtype, calibration, profile."""
-        protocols = distinct(row.protocol for row in rows)
-        calibrations = distinct(row.calibration for row in rows)
-        # Said when every measured row has it, as below the tables.
-        shared = [note for note in (rows[0].notes if rows else ()) if all(note in row.notes for row in rows)]
+        """What a caption must say of how `rows` were measured: model, windows, context, dtype, calibration, profile."""
+        models, protocols = ", ".join(distinct(row.model for row in rows)), distinct(row.protocol for row in rows)
+        what = f"Measured on {models}: {' / '.join(protocols)}" if protocols else f"Model of our values: {models}"
+        return (what, *self.making([self.records[key] for key in keys(rows)]))
+
+    def making(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """What a caption must say of how the weights of `records` were made: calibration, their source, profile."""
+        views = [RecordView(record) for record in records]
+        calibrations = distinct(view.calibration for view in views)
+        # Said when every run has it, as below the tables.
+        shared = [note for note in (views[0].notes if views else ()) if all(note in view.notes for view in views)]
         return (
-            *((f"Measured: {' / '.join(protocols)}",) if protocols else ()),
             *((f"Calibration of methods that need it: {' / '.join(calibrations)}",) if calibrations else ()),
             *(note[0].upper() + note[1:] for note in shared if note.startswith("weights come from")),
             *self.plan.notes,

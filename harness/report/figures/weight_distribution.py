@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import exp, pi, sqrt
 from typing import Any
 
-from harness.report.figures.canvas import NothingToDrawError, Picture, blank, log_axis
+from harness.report.figures.canvas import NothingToDrawError, Picture, blank, log_axis, whole_ticks
 from harness.report.figures.layers import kind
 from harness.report.figures.source import Source
 from harness.report.figures.style import INK, Page, series
@@ -16,10 +16,10 @@ _SPAN = 5.0  # standard deviations that the counts cover; harness/metrics/weight
 
 def draw(source: Source, page: Page, model: str) -> Picture:
     """The closest, the middle and the farthest layer from its Gaussian, and the divergence of all layers."""
-    found = [(record["key"], record["weights"]) for _, record in source.planned(model) if record.get("weights")]
+    found = [record for _, record in source.planned(model) if record.get("weights")]
     if not found:
         raise NothingToDrawError(f"no record of {model} with its weight distributions; --fresh measures them")
-    key, layers = found[0]
+    layers = found[0]["weights"]
     known = {name: part for name, part in layers.items() if part["kl"] is not None}
     order = sorted(known, key=lambda name: known[name]["kl"])
     chosen = list(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
@@ -40,9 +40,9 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             f"{model}: weights of three layers in units of their standard deviation, with the fitted Gaussian (line)",
             "The layers with the smallest, the median and the largest divergence; last panel: all layers. KL in nats, "
             "from 50 bins of 0.2 standard deviations and both tails",
-            *source.plan.notes,
+            *source.making(found[:1]),
         ),
-        (key,),
+        (found[0]["key"],),
     )
 
 
@@ -74,5 +74,6 @@ def _divergences(axis: Any, page: Page, layers: dict[str, Any]) -> None:
     log_axis(axis.yaxis, min(values), max(values))
     axis.set_title("all layers")
     axis.set_xlabel("Decoder block")
+    whole_ticks(axis.xaxis)
     axis.set_ylabel("KL, nats")
     axis.grid(True, axis="y")

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import toy
 
+from harness.paper_items import experiments_of_paper
 from harness.report.figures.export import draw_figures, write_figure
 from harness.report.figures.style import page
 from harness.report.tables import write_table
 
+PAPER = sorted(set(experiments_of_paper().values()))
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 PUBLISHED = sorted(RESULTS.glob("published/*/tables/*.tex"))
 PDFLATEX = shutil.which("pdflatex")
@@ -60,7 +62,7 @@ def test_published_tables_compile_and_fit(tmp_path, layout):
 
 def test_tables_of_every_kind_compile_and_fit(tmp_path):
     inputs = []
-    for name in ("table1", "table3", "table6", "table7", "figure2", "figure8"):
+    for name in ("front", *PAPER):
         source = toy.source(name)
         inputs.append(write_table(source.plan, source.records, source.claims, tmp_path / name)[2])
     assert too_wide(compile_document(tmp_path, inputs, "two columns")) == []
@@ -68,7 +70,7 @@ def test_tables_of_every_kind_compile_and_fit(tmp_path):
 
 def test_figures_compile_and_have_the_width_of_the_page(tmp_path):
     inputs = []
-    for name in ("table1", "figure3"):
+    for name in PAPER:
         for drawn in draw_figures(toy.source(name), page("icml", "page"), ("pdf",), []):
             inputs.append(write_figure(drawn, tmp_path)[-1])
     assert too_wide(compile_document(tmp_path, inputs, "two columns")) == []

@@ -84,6 +84,17 @@ def test_every_axis_says_what_it_shows_and_the_caption_how_it_was_measured(name,
 
 
 @pytest.mark.parametrize(("name", "figure"), DRAWN)
+def test_the_caption_names_the_model_and_the_calibration_that_were_used(name, figure):
+    source = toy.source(name)
+    for record in source.records.values():
+        record["spec"]["calibration"] = {"corpus": "c4-sample", "samples": 8, "context": 2048}
+    with typography(page()):
+        said = " ".join(draw(source, figure, page()).caption)
+    assert "toy-model" in said
+    assert "8 x 2048 of c4-sample" in said
+
+
+@pytest.mark.parametrize(("name", "figure"), DRAWN)
 def test_without_a_record_there_is_no_figure_and_a_reason(name, figure):
     empty = dataclasses.replace(toy.source(name), records={})
     with typography(page()), pytest.raises(NothingToDrawError):
@@ -104,6 +115,50 @@ def test_the_hidden_bits_are_the_line_between_the_hollow_and_the_filled_mark():
         tuple(round(float(x), 3) for x in line.get_xdata()) for line in axis.get_lines() if len(line.get_xdata()) == 2
     }
     assert (1.06, 4.07) in spans  # SAGE-PTQ at 3 index bits: 1.04 + 0.02 claimed, 4.07 stored
+
+
+def test_the_noise_floor_of_a_divergence_is_said_and_leaves_the_methods_their_room():
+    with typography(page()):
+        picture = draw(toy.source("table1"), "pareto", page())
+    perplexity, divergence = picture.figure.axes
+    assert perplexity.get_ylim()[0] < 20.0 < perplexity.get_ylim()[1]  # the unquantized model's line
+    assert 0.1 < divergence.get_ylim()[0] < 0.3  # the toy's smallest divergence is 0.3
+    assert "the noise floor: 1.0e-05 nats on wikitext2" in " ".join(picture.caption)
+
+
+def test_variants_of_a_method_differ_in_the_picture_and_in_its_legend():
+    source = toy.source("front")
+    with typography(page()):
+        figure = draw(source, "pareto", page()).figure
+    (legend,) = figure.legends
+    assert {"sage-x", "sage-x, tuned", "sage-x, self-calibrated", "sage-x, no data"} <= {
+        text.get_text() for text in legend.get_texts()
+    }
+    fills = {line.get_fillstyle() for line in figure.axes[0].get_lines() if line.get_marker() == "p"}
+    assert fills == {"full", "left", "top", "right"}
+
+
+@pytest.mark.parametrize(("style", "width"), PAGES)
+def test_no_label_covers_a_mark_of_the_roofline(style, width):
+    where = page(style, width)
+    with typography(where):
+        figure = draw(toy.source("table5"), "roofline", where).figure
+        labels = [box for text, box in texts(figure) if text.get_text().endswith(" %")]
+    (axis,) = figure.axes
+    marks = [axis.transData.transform(line.get_xydata()[0]) for line in axis.get_lines() if line.get_marker() == "D"]
+    assert len(labels) == len(marks) > 3
+    assert not [1 for x, y in marks for box in labels if box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1]
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("figure5-7", "weight-distribution"), ("figure5-7", "salient-layers"), ("table1", "layer-errors")],
+)
+def test_decoder_blocks_are_whole(name, figure):
+    with typography(page()):
+        axes = draw(toy.source(name), figure, page()).figure.axes
+    ticks = [tick for axis in axes if axis.get_xlabel() == "Decoder block" for tick in axis.get_xticks()]
+    assert all(tick == int(tick) for tick in ticks or axes[0].get_xticks())
 
 
 def test_a_figure_of_stored_weights_needs_the_record_of_the_unquantized_model():
