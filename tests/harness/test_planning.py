@@ -243,7 +243,7 @@ def test_a_table_of_accuracy_measures_the_tasks_that_are_here_and_names_the_othe
     assert any("ARC-e" in note for note in plan.table.notes)
 
 
-@pytest.mark.parametrize(("asked", "limit"), [(None, 100), (7, 7), (0, None)])
+@pytest.mark.parametrize(("asked", "limit"), [(None, 200), (7, 7), (0, None)])
 def test_the_limit_is_the_profile_s_unless_asked_for_and_0_is_all(for_tasks, tasks_here, asked, limit):
     plan = plan_table(load_experiment("table4"), for_tasks(limit=asked, tasks=("piqa",)))
     assert [one.limit for one in plan.runs[0].evaluations] == [limit]
