@@ -11,7 +11,7 @@ from kernels.layouts import TrellisWeight
 from methods.block import BlockResult, BlockView
 from methods.sage_x.encoder import Pivots
 from methods.sage_x.moments import STRENGTH, Original, group_moments
-from methods.sage_x.recipe import Recipe
+from methods.sage_x.recipe import Recipe, Tuning
 from methods.sage_x.sensitivity import Sensitivity
 from methods.sage_x.tuning import Trainable, norm_gains, tune
 
@@ -36,24 +36,24 @@ class BlockEncoder:
         self._packed: dict[str, TrellisWeight] = {}
         self._tuned: list[float] = []
 
-    def run(self, encode: Encode, *, train: bool) -> BlockResult:
-        """Encode every group. train: tune its weights, and all scales and gains, before each and at the end."""
+    def run(self, encode: Encode, tuning: Tuning) -> BlockResult:
+        """Encode every group. Scales and gains are trained at the end, or with the weights before each group too."""
         originals = dict(self._weights)
         for index, names in enumerate(self._original.groups):
             moments = group_moments(self._view, self._original, index, self._token_weights(names))
             strength = 0.0 if "targets" in self._recipe.without else STRENGTH
             for name in names:
                 self._weights[name] = moments.target(self._weights[name], self._recipe.damping, strength)
-            if train:
+            if tuning == "blocks":
                 self._train(names)
             pivots = Pivots.of(moments.hessian, self._recipe)
             for name in names:
                 self._packed[name] = encode(name, self._weights[name], pivots)
             self._install()
-        if train:
+        if tuning != "none":
             self._train(())
             self._install()
-        folded = tuple(norm_gains(self._view.block)) if train else ()
+        folded = tuple(norm_gains(self._view.block)) if tuning != "none" else ()
         packed = {name: self._packed[name] for name in self._view.linears}
         return BlockResult(packed, originals, folded)
 

@@ -18,7 +18,7 @@ from methods.model import ModelView
 from methods.sage_x.allocation import matrix_budgets
 from methods.sage_x.block import BlockEncoder
 from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
-from methods.sage_x.recipe import Ingredient, Recipe
+from methods.sage_x.recipe import Ingredient, Recipe, Tuning
 from methods.sage_x.sensitivity import Sensitivity, measure
 from methods.second_order import DampingConfig
 from methods.statistics import LayerStatistics
@@ -29,8 +29,10 @@ class SageXConfig(DampingConfig):
     mode: Literal["calibrated", "self-calibrated", "weights-only"] = Field(
         "calibrated", description="calibration text from outside, from the model itself, or none at all"
     )
-    tuning: Literal["none", "blocks"] = Field(
-        "none", description="what is trained: nothing, or free weights, scales and norm gains, block by block"
+    tuning: Tuning = Field(
+        "none",
+        description="what is trained, block by block: nothing, row scales and norm gains, or these and weights that "
+        "are not encoded yet",
     )
     without: list[Ingredient] = Field([], description="ingredients left out, to see what each is worth")
 
@@ -98,7 +100,7 @@ class SageX(QuantizationMethod):
         def encode(name: str, weight: Tensor, pivots: Pivots) -> TrellisWeight:
             return self._encode(weight, pivots, contexts[name])
 
-        result = encoder.run(encode, train=self.config.tuning == "blocks")
+        result = encoder.run(encode, self.config.tuning)
         if encoder.tuned:
             next(iter(contexts.values())).facts["held_out_loss_after_tuning"] = encoder.tuned
         return result

@@ -12,6 +12,10 @@ import torch
 # and targets that make good the errors of earlier layers.
 Ingredient = Literal["rotation", "rates", "order", "feedback", "allocation", "weighting", "targets"]
 
+# What is trained, block by block: nothing; the continuous parameters of a block whose codes stand, row scales and norm
+# gains; or those and, before they are encoded, the weights.
+Tuning = Literal["none", "scales", "blocks"]
+
 
 @dataclass(frozen=True)
 class Recipe:

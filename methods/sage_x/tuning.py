@@ -1,9 +1,10 @@
-"""Short training inside a block, before each group of layers is encoded: it makes good what was lost before it.
+"""Short training inside a block: it makes good what was lost before it.
 
-Like the schedule of QuIP# (arXiv 2402.04396, section 5) and QTIP: train the weights that come next, the row scales of
-the layers that are encoded, and the gains of the norms, so that the block's output on the quantized model's
-activations comes near the unquantized block's on its own. Errors are weighted by the gradients that reach the output.
-The last part of the samples is held out: what does not help there is undone.
+Like the schedule of QuIP# (arXiv 2402.04396, section 5) and QTIP: before each group of layers is encoded, train the
+weights that come next, the row scales of the layers that are encoded, and the gains of the norms, so that the block's
+output on the quantized model's activations comes near the unquantized block's on its own. Or train scales and gains
+alone, once, when the whole block is encoded: no code changes then. Errors are weighted by the gradients that reach the
+output. The last part of the samples is held out: what does not help there is undone.
 """
 
 from __future__ import annotations

@@ -59,8 +59,23 @@ def test_training_lowers_the_loss_and_says_what_it_changed():
         assert torch.equal(view.linears[name].weight, packed.decode())
 
 
-def test_training_is_the_same_every_time():
-    (_, first, *_), (_, second, *_) = encoded(tuning="blocks"), encoded(tuning="blocks")
+def test_training_scales_lowers_the_loss_and_leaves_the_codes():
+    """All layers read what they read without training: of what is stored, only the row scales differ."""
+    _, plain, untrained, _ = encoded(noise=0.0, samples=32)
+    view, result, trained, contexts = encoded(noise=0.0, samples=32, tuning="scales")
+    assert trained < 0.995 * untrained
+    assert result.folded == ("norm.weight",)
+    assert len(contexts["gate"].facts["held_out_loss_after_tuning"]) == 1
+    for name, packed in result.packed.items():
+        before, after = plain.packed[name].tensors(), packed.tensors()
+        assert [part for part in after if not torch.equal(after[part], before[part])] == ["row_scales"]
+        assert after["row_scales"].dtype == before["row_scales"].dtype
+        assert torch.equal(view.linears[name].weight, packed.decode())
+
+
+@pytest.mark.parametrize("tuning", ["scales", "blocks"])
+def test_training_is_the_same_every_time(tuning):
+    (_, first, *_), (_, second, *_) = encoded(tuning=tuning), encoded(tuning=tuning)
     for name in first.packed:
         assert torch.equal(first.packed[name].decode(), second.packed[name].decode())
 
