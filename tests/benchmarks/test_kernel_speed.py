@@ -2,7 +2,7 @@
 
 Sizes are those of LLaMA-2-7B. On a CPU both sides take bfloat16 inputs, on a GPU float16; on a GPU every call finds a
 cold second-level cache. The first test is the bar; it takes its two sides in turns, so that both see the same machine,
-and compares the fastest round of each: on two busy cores every median is the scheduler's slice. Both are printed.
+and refuses a machine whose cores are busy: there a round is the scheduler's slice, whatever it multiplies.
 """
 
 import statistics
@@ -53,12 +53,13 @@ def test_sage_ptq_is_at_least_half_again_as_fast_as_dense():
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
-    ratios = {}
-    for name, of in (("fastest", min), ("median", statistics.median)):
-        ours, theirs = (1e3 * of(taken[1:]) for taken in times.values())
-        ratios[name] = theirs / ours
-        print(f"\n{name}: SAGE-PTQ 4096 x 4096 {ours:.3f} ms, dense {DTYPE} {theirs:.3f} ms, ratio {theirs / ours:.2f}")
-    assert ratios["fastest"] >= 1.5
+    fastest, median = ([1e3 * of(taken[1:]) for taken in times.values()] for of in (min, statistics.median))
+    ratio = median[1] / median[0]
+    print(f"\nSAGE-PTQ 4096 x 4096: {median[0]:.3f} ms, dense {DTYPE} {median[1]:.3f} ms, ratio {ratio:.2f}")
+    if any(half > 2 * best for half, best in zip(median, fastest, strict=True)):
+        best = " and ".join(f"{value:.3f}" for value in fastest)
+        pytest.skip(f"other work on this machine's cores: the fastest rounds took {best} ms, ratio {ratio:.2f}")
+    assert ratio >= 1.5
 
 
 @pytest.mark.parametrize("vectors", [1, 8])
