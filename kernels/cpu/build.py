@@ -68,7 +68,8 @@ def library_path(instruction_set: str) -> Path | None:
     # Apple's compiler has no OpenMP of its own; one thread is right, if not fast.
     if sys.platform != "darwin":
         flags.append("-fopenmp")
-    digest = hashlib.sha256("\0".join([_SOURCE.read_text(encoding="utf-8"), version, *flags]).encode()).hexdigest()
+    texts = [path.read_text(encoding="utf-8") for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
+    digest = hashlib.sha256("\0".join([*texts, version, *flags]).encode()).hexdigest()
     path = cache_root() / "kernels" / f"packed-{instruction_set}-{digest[:16]}.so"
     if path.is_file():
         return path

@@ -10,9 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.build import NONE, chosen, library_path
+from kernels.cpu.signs import signs_apart
 from kernels.layouts import PackedWeight
 from kernels.resident import CodeMatrix, PlaneMatrix, Tile, code_matrix, plane_matrix
 from kernels.resident.codes import Segment, SparsePart
@@ -20,12 +22,15 @@ from kernels.resident.codes import Segment, SparsePart
 # Rows of a block and words a row, as packed.cpp has them; codes of more bits than fit its table are split.
 TILE = Tile(rows=64, words=1)
 _WIDEST = 5
+# Sparse entries that may be read beyond the last one.
+_READ_AHEAD = 8
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Segment(Structure):
     _fields_ = (
         ("words", c_void_p),
+        ("signs", c_void_p),
         ("table", c_void_p),
         ("scales", c_void_p),
         ("offsets", c_void_p),
@@ -138,6 +143,7 @@ class CpuMatrix:
         groups = 1 if scales is None else scales.shape[1]
         return _Segment(
             words=self._keep(part.words),
+            signs=self._keep(part.signs),
             table=self._keep(_whole_registers(table)),
             scales=self._keep(scales),
             offsets=self._keep(part.offsets),
@@ -171,7 +177,7 @@ class CpuMatrix:
     def _sparse(self, part: SparsePart, count: int) -> _Sparse:
         rows = part.rows
         sparse = _Sparse(
-            entries=self._keep(rows.entries),
+            entries=self._keep(F.pad(rows.entries, (0, _READ_AHEAD))),
             pointers=self._keep(rows.pointers),
             # With zero points the codes are the values.
             table=self._keep(None if part.zeros is not None else _whole_registers(part.table)),
@@ -205,6 +211,8 @@ def cpu_matrix(weights: Sequence[PackedWeight]) -> CpuMatrix | None:
         form = plane_matrix(weight, TILE.rows) or code_matrix(weight, TILE, widest=_WIDEST)
         if form is None:
             return None
+        if chosen() == "avx2" and isinstance(form, CodeMatrix):
+            form = signs_apart(form)
         forms.append(form)
     return CpuMatrix(forms, library)
 

@@ -31,7 +31,8 @@ class Segment:
     """See the module. words: as lane16.pack makes them. group: columns a group, padding included; None for one group.
     table: float32 [2**width], or [row blocks, 2**width]. scales, means: [row blocks, groups, rows], float16 or
     float32. offsets: int8 of that shape. four: [row blocks, groups, 7, rows] (means of group 0, group 1, salient;
-    scales of group 0, group 1, salient first, salient residual)."""
+    scales of group 0, group 1, salient first, salient residual). signs: of codes that lie without, see
+    kernels/cpu/signs.py."""
 
     width: int
     words: Tensor
@@ -44,6 +45,7 @@ class Segment:
     means: Tensor | None = None
     four: Tensor | None = None
     salient_most: int = 0
+    signs: Tensor | None = None
 
     @property
     def columns(self) -> int:

@@ -1,7 +1,8 @@
 """Packed products against dense ones, matrix times vector: `tox -e bench` saves all figures as JSON.
 
 Sizes are those of LLaMA-2-7B. On a CPU both sides take bfloat16 inputs, on a GPU float16; on a GPU every call finds a
-cold second-level cache. The first test is the bar; it takes its two sides in turns, so that both see the same machine.
+cold second-level cache. The first test is the bar; it takes its two sides in turns, so that both see the same machine,
+and refuses a machine whose cores are busy: there a round is the scheduler's slice, whatever it multiplies.
 """
 
 import statistics
@@ -52,11 +53,13 @@ def test_sage_ptq_is_at_least_half_again_as_fast_as_dense():
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
-    ours, theirs = (statistics.median(taken[1:]) for taken in times.values())
-    print(
-        f"\nSAGE-PTQ 4096 x 4096: {1e3 * ours:.3f} ms, dense {DTYPE} {1e3 * theirs:.3f} ms, ratio {theirs / ours:.2f}"
-    )
-    assert theirs / ours >= 1.5
+    fastest, median = ([1e3 * of(taken[1:]) for taken in times.values()] for of in (min, statistics.median))
+    ratio = median[1] / median[0]
+    print(f"\nSAGE-PTQ 4096 x 4096: {median[0]:.3f} ms, dense {DTYPE} {median[1]:.3f} ms, ratio {ratio:.2f}")
+    if any(half > 2 * best for half, best in zip(median, fastest, strict=True)):
+        best = " and ".join(f"{value:.3f}" for value in fastest)
+        pytest.skip(f"other work on this machine's cores: the fastest rounds took {best} ms, ratio {ratio:.2f}")
+    assert ratio >= 1.5
 
 
 @pytest.mark.parametrize("vectors", [1, 8])

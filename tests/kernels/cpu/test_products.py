@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from kernels.cpu import build, cpu_matrix
+from kernels.cpu.library import TILE
+from kernels.cpu.signs import signs_apart
+from kernels.resident import code_matrix, lane16
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import examples
@@ -39,6 +42,15 @@ def test_products_are_those_of_the_decoded_weight(layout, instruction_set):
 
 
 @needs_compiler
+@pytest.mark.parametrize("layout", ["codebook-4", "uniform-4-g128", "partial-g128", "residual-128"])
+def test_the_longest_rows_of_llama(layout, instruction_set):
+    weight = examples.make(layout, (17, 11008))
+    for dtype in examples.TOLERANCE:
+        inputs = torch.randn(1, 11008).to(dtype)
+        examples.check_product(cpu_matrix([weight]).multiply(inputs), examples.exact_product(weight, inputs))
+
+
+@needs_compiler
 def test_matrices_with_one_input_stand_side_by_side(instruction_set):
     shape = (40, 576)
     names = ("codebook-4", "codebook-3", "uniform-4-g128", "residual-128", "partial-row", "binary-g128", "binary-g128")
@@ -52,7 +64,9 @@ def test_matrices_with_one_input_stand_side_by_side(instruction_set):
 
 
 @needs_compiler
-@pytest.mark.parametrize("layout", ["codebook-4", "uniform-3-g128", "uniform-7-g128", "partial-g128", "residual-100"])
+@pytest.mark.parametrize(
+    "layout", ["codebook-4", "uniform-3-g128", "uniform-5-g128", "uniform-7-g128", "partial-g128", "residual-100"]
+)
 def test_each_column_alone_gives_that_column(layout, instruction_set):
     weight = examples.make(layout, (40, 333))
     found = cpu_matrix([weight]).multiply(torch.eye(333))
@@ -60,8 +74,9 @@ def test_each_column_alone_gives_that_column(layout, instruction_set):
 
 
 @needs_compiler
-def test_codebook_columns_are_exact(instruction_set):
-    weight = examples.make("codebook-4", (65, 300))
+@pytest.mark.parametrize("layout", ["codebook-4", "codebook-3", "codebook-float32"])
+def test_codebook_columns_are_exact(layout, instruction_set):
+    weight = examples.make(layout, (65, 300))
     assert torch.equal(cpu_matrix([weight]).multiply(torch.eye(300)), weight.decode().T)
 
 
@@ -103,6 +118,25 @@ def test_a_form_takes_little_more_than_the_stored_tensors():
     for layout, most in (("codebook-4", 1.05), ("uniform-4-g128", 1.02), ("residual-128", 1.03), ("binary-g128", 1.01)):
         weight = examples.make(layout, (512, 4096))
         assert weight.nbytes() <= cpu_matrix([weight]).nbytes * 1.001 <= most * weight.nbytes()
+
+
+def test_signs_apart_take_no_more_and_lie_where_the_kernel_looks():
+    form = code_matrix(examples.make("codebook-4", (70, 100)), TILE)
+    (before,), (after,) = form.segments, signs_apart(form).segments
+    assert after.words.numel() + after.signs.numel() == before.words.numel()
+    codes = lane16.unpack(before.words, form.shape)
+    assert torch.equal(lane16.unpack(after.words, form.shape), codes & 15)
+    # Row 0, lookup p: the codes that lie in the low nibbles of word p / 2 (moved by 4 bits where p is odd).
+    for lookup in range(8):
+        for byte in range(4):
+            code, lane = 4 * (lookup // 2) + lookup % 2 + 2 * (byte % 2), byte // 2
+            negative = int(after.signs[0, 0, 0, 0, 0]) >> (8 * byte + lookup) & 1
+            assert negative == int(codes[0, 2 * code + lane]) >> 4
+
+
+def test_signs_stay_with_codes_that_have_no_mirror():
+    form = code_matrix(examples.make("uniform-5-g128", (8, 64)), TILE)
+    assert [part.signs for part in signs_apart(form).segments] == [None]
 
 
 def test_torch_means_no_library(monkeypatch):

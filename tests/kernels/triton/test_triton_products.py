@@ -14,9 +14,9 @@ from kernels.triton import launch, tuning
 from kernels.triton.tuning import Launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Odd sizes, partial groups and blocks, SmolLM2's and grouped-query shapes; few weights, since the interpreter is slow.
+# Odd sizes, partial groups and blocks, rows of SmolLM2 and LLaMA, grouped queries; few weights, the interpreter is slow
 SHAPES = {
-    "codebook-4": [(17, 130), (70, 576)],
+    "codebook-4": [(17, 130), (70, 576), (5, 11008)],
     "codebook-3": [(33, 300)],
     "codebook-2-salient-5%": [(17, 200)],
     "codebook-none-salient": [(64, 256)],
