@@ -53,7 +53,7 @@ def quantization_fingerprint() -> str:
 
     Part of the key under which quantized weights are cached: an edited method never meets its old weights.
     """
-    kinds = ("*.py", "*.cpp", "*.safetensors")  # compiled code and codebooks decide results too
+    kinds = ("*.py", "*.cpp", "*.h", "*.safetensors")  # compiled code and codebooks decide results too
     files = [file for floor in ("kernels", "methods") for kind in kinds for file in (_ROOT / floor).rglob(kind)]
     names = ("calibration.py", "quantize.py", "layer_log.py", "determinism.py", "corpora.py")
     files += [_ROOT / "harness" / name for name in names]

@@ -15,8 +15,10 @@ from kernels.layouts import (
     DenseWeight,
     PartialBinaryWeight,
     ResidualBinaryWeight,
+    TrellisWeight,
     UniformWeight,
 )
+from kernels.layouts.trellis_tables import WIDTHS
 
 Shape = tuple[int, int]
 Device = torch.device | str
@@ -154,6 +156,31 @@ def random_residual_binary(
         means=(_normal((shape[0], blocks, 3), draw, shape[1]) / 4).to(scale_dtype),
         scales=_positive((shape[0], blocks, 4), draw, shape[1]).to(scale_dtype),
         block_size=size,
+    )
+
+
+def random_trellis(
+    shape: Shape,
+    seed: int,
+    *,
+    classes: tuple[int, ...] = tuple(range(len(WIDTHS))),
+    rotated: bool = True,
+    scale_dtype: torch.dtype = torch.float16,
+    device: Device = "cpu",
+) -> TrellisWeight:
+    """classes: rate classes that columns are drawn from. shape: 16 rows or more."""
+    draw = _generator(seed, device)
+    rows, columns = shape
+    chosen = torch.tensor(classes, device=device)[
+        torch.randint(0, len(classes), (columns,), generator=draw, device=draw.device)
+    ]
+    # What a code holds beyond the bits of its weight is not packed.
+    return TrellisWeight.pack(
+        torch.randint(0, 128, shape, generator=draw, device=draw.device, dtype=torch.uint8),
+        chosen,
+        torch.randint(0, 64, (columns,), generator=draw, device=draw.device, dtype=torch.uint8),
+        (_positive((rows,), draw, columns) * (1 - 2 * _chance((rows,), 0.5, draw).float())).to(scale_dtype),
+        rotated=rotated,
     )
 
 

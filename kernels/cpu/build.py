@@ -1,4 +1,4 @@
-"""Compile packed.cpp once for an instruction set, and keep the library under a hash of all that decides its content.
+"""Compile a C++ file once for an instruction set, and keep the library under a hash of all that decides its content.
 
 `SAGEBENCH_CPU` chooses the instruction set (avx512bf16, avx512, avx2, plain), or `torch` for no library at all;
 without it the best that this CPU has is taken. `CXX` names another compiler than c++.
@@ -57,8 +57,8 @@ def chosen() -> str:
 
 
 @cache
-def library_path(instruction_set: str) -> Path | None:
-    """The compiled library, built now if need be; None if it cannot be (said once as a warning)."""
+def library_path(instruction_set: str, source: Path = _SOURCE) -> Path | None:
+    """The library compiled from `source`, built now if need be; None if it cannot be (said once as a warning)."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         warnings.warn("no C++ compiler: packed layers decode and multiply with torch, which is slow", stacklevel=2)
@@ -68,14 +68,14 @@ def library_path(instruction_set: str) -> Path | None:
     # Apple's compiler has no OpenMP of its own; one thread is right, if not fast.
     if sys.platform != "darwin":
         flags.append("-fopenmp")
-    texts = [path.read_text(encoding="utf-8") for path in (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))]
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     digest = hashlib.sha256("\0".join([*texts, version, *flags]).encode()).hexdigest()
-    path = cache_root() / "kernels" / f"packed-{instruction_set}-{digest[:16]}.so"
+    path = cache_root() / "kernels" / f"{source.stem}-{instruction_set}-{digest[:16]}.so"
     if path.is_file():
         return path
     try:
         with atomic_path(path) as part:  # two processes may build at once: each renames a whole file into place
-            command = [compiler, *flags, str(_SOURCE), "-o", str(part)]
+            command = [compiler, *flags, str(source), "-o", str(part)]
             subprocess.run(command, capture_output=True, text=True, check=True)
     except (subprocess.CalledProcessError, OSError) as error:
         said = getattr(error, "stderr", "") or str(error)

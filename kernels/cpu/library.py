@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kernels.cpu.build import NONE, chosen, library_path
 from kernels.cpu.signs import signs_apart
-from kernels.layouts import PackedWeight
+from kernels.cpu.trellis import CpuTrellis, cpu_trellis
+from kernels.layouts import PackedWeight, TrellisWeight
 from kernels.resident import CodeMatrix, PlaneMatrix, Tile, code_matrix, plane_matrix
 from kernels.resident.codes import Segment, SparsePart
 
@@ -200,9 +201,12 @@ def _whole_registers(table: Tensor) -> Tensor:
     return table.repeat(max(32 // table.numel(), 1))
 
 
-def cpu_matrix(weights: Sequence[PackedWeight]) -> CpuMatrix | None:
+def cpu_matrix(weights: Sequence[PackedWeight]) -> CpuMatrix | CpuTrellis | None:
     """`weights`, which share their input, as the library multiplies by them; None without a library, or without a
-    form for the layout of one of them."""
+    form for the layout of one of them. Trellis weights have a library of their own."""
+    trellises = [weight for weight in weights if isinstance(weight, TrellisWeight)]
+    if trellises:
+        return cpu_trellis(trellises) if len(trellises) == len(weights) else None
     library = _library()
     if library is None:
         return None

@@ -55,7 +55,7 @@ def column_bytes(rows: int, rate_class: int) -> int:
     """Bytes of the stream of one column."""
     starts = segment_starts(rows)
     lengths = (stop - start for start, stop in itertools.pairwise(starts))
-    return sum(-(-_new_bits(length, rate_class) // 8) for length in lengths)
+    return sum(-(-new_bits(length, rate_class) // 8) for length in lengths)
 
 
 def check_rows(rows: int) -> None:
@@ -181,7 +181,7 @@ def scale_factors(device: torch.device | str = "cpu") -> Tensor:
     return torch.exp2(-torch.arange(256, dtype=torch.float64) / SCALE_STEPS).float().to(device)
 
 
-def _new_bits(length: int, rate_class: int) -> int:
+def new_bits(length: int, rate_class: int) -> int:
     widths = WIDTHS[rate_class]
     whole, rest = divmod(length, max(len(widths), 1))
     return whole * sum(widths) + sum(widths[:rest])
@@ -228,8 +228,8 @@ def _window_bits(rows: int, rate_class: int) -> Tensor:
     starts = segment_starts(rows)
     result, offset = torch.empty(STATE_BITS, rows, dtype=torch.int64), 0
     for start, stop in itertools.pairwise(starts):
-        total = _new_bits(stop - start, rate_class)
-        ends = torch.tensor([_new_bits(t + 1, rate_class) for t in range(stop - start)])
+        total = new_bits(stop - start, rate_class)
+        ends = torch.tensor([new_bits(t + 1, rate_class) for t in range(stop - start)])
         window = torch.arange(STATE_BITS)[:, None] - STATE_BITS + ends
         result[:, start:stop] = window % total + offset
         offset += 8 * -(-total // 8)

@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.layouts import PackedWeight
+from kernels.layouts import PackedWeight, TrellisWeight
 from kernels.resident import CodeMatrix, Segment, Tile, code_matrix
 from kernels.resident.stack import stack_rows
 from kernels.triton import kernels
+from kernels.triton.trellis import GpuTrellis, gpu_trellis
 from kernels.triton.tuning import Launch, chosen_launch, launch_key, tune
 
 TILE = Tile(rows=64, words=8)
@@ -294,8 +295,11 @@ def tensors_of(form: CodeMatrix) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 
-def gpu_matrix(weights: Sequence[PackedWeight], device: torch.device | str) -> GpuMatrix | None:
+def gpu_matrix(weights: Sequence[PackedWeight], device: torch.device | str) -> GpuMatrix | GpuTrellis | None:
     """`weights`, which share their input, as one matrix on `device`; None if one has no form, or they do not stack."""
+    trellises = [weight for weight in weights if isinstance(weight, TrellisWeight)]
+    if trellises:
+        return gpu_trellis(trellises, device) if len(trellises) == len(weights) else None
     forms = []
     for weight in weights:
         form = code_matrix(weight.to(device), TILE, widest=_WIDEST)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kernels import random_weights as random
+from kernels.layouts.trellis_tables import RATES
 from kernels.products import resident_matrix
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,6 +27,7 @@ LAYOUTS = {
     "binary g128": lambda shape: random.random_binary(shape, 0, device=DEVICE),
     "partial binary 10 % g128": lambda shape: random.random_partial_binary(shape, 0, device=DEVICE),
     "residual binary 128": lambda shape: random.random_residual_binary(shape, 0, device=DEVICE),
+    "trellis 2 bit": lambda shape: random.random_trellis(shape, 0, classes=(RATES.index(2),), device=DEVICE),
 }
 
 

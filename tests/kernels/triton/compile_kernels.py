@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.triton import kernels
+from kernels.triton import kernels, trellis_kernels
 
 POINTERS = {
     "words": "*i32", "order": "*i64", "marked": "*i8", "table": "*fp32", "scales": "*fp16", "offsets": "*i8",
@@ -74,6 +74,14 @@ def variants():
         yield f"decode-{name}", kernels.decode_kernel, constants, {"out": "*fp16"}
     scatter = {"SLAB": 4096, "COLUMN_BITS": 12, "HAS_ZEROS": False, "HAS_PLACES": False, "BN": 32, "CHUNK": 8}
     yield "scatter", kernels.scatter_kernel, scatter, {"out": "*fp16"}
+    trellis = {
+        "words": "*i16", "x": "*fp32", "tables": "*fp32", "factors": "*fp32", "bounds": "*i32", "begins": "*i32",
+        "windows": "*i32", "segment_words": "*i32", "starts": "*i32", "out": "*fp32",
+    }  # fmt: skip
+    for name, columns, vectors in (("one", 8, 1), ("some", 4, 8)):
+        constants = {"BN": 64, "BC": columns, "BM": vectors}
+        yield f"trellis-{name}", trellis_kernels.product_kernel, constants, trellis
+    yield "trellis-values", trellis_kernels.values_kernel, {"BN": 64, "BC": 8, "SLAB": 16}, trellis
     yield "reduce", kernels.reduce_kernel, {"HAS_BIAS": True, "SIZE": 256}, {"out": "*fp16"}
 
 
