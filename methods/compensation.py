@@ -39,7 +39,7 @@ class ColumnQuantizer(Protocol):
         """Called before `column` is rounded."""
 
     def round_column(self, column: int, values: Tensor) -> Tensor:
-        """The dequantized values [m] that `column`, now `values` [m], is stored as."""
+        """The dequantized values [m] that `column`, now `values` [m], is stored as; they are copied at once."""
 
 
 def compensate_columns(
@@ -60,13 +60,12 @@ def compensate_columns(
         factor = upper[start:stop, start:stop].contiguous()
         pivots = factor.diagonal().tolist()
         columns = WorkingColumns(work, block, start)
-        for i in range(stop - start):
+        for i, (values, error, kept) in enumerate(zip(block, errors, result[start:stop], strict=True)):
             quantizer.begin_column(start + i, columns)
-            rounded = quantizer.round_column(start + i, block[i])
-            result[start + i] = rounded
-            torch.sub(block[i], rounded, out=errors[i]).div_(pivots[i])
+            kept.copy_(quantizer.round_column(start + i, values))
+            torch.sub(values, kept, out=error).div_(pivots[i])
             if i + 1 < stop - start:
-                block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+                block[i + 1 :].addr_(factor[i, i + 1 :], error, alpha=-1)
         if stop < count:
             work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
         squared += float(errors.square().sum(dtype=torch.float64))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -100,7 +101,7 @@ class PbLlm(QuantizationMethod):
             values = importance[:, start : start + group_size]
             unranked = len(values) * int(skipped[start : start + group_size].sum())
             rank = unranked + math.floor((values.numel() - unranked) * (1 - self.config.salient_fraction))
-            groups.append(values > values.flatten().kthvalue(min(rank + 1, values.numel())).values)
+            groups.append(values > _ranked(values.flatten(), min(rank, values.numel() - 1)))
         return torch.cat(groups, dim=1)
 
     def _binary_constants(
@@ -121,17 +122,28 @@ class PbLlm(QuantizationMethod):
         return store(torch.cat(means, dim=1), self.scale_dtype), store(torch.cat(scales, dim=1), self.scale_dtype)
 
 
+def _ranked(values: Tensor, rank: int) -> Tensor:
+    """The value of `rank` (0 for the least) among `values` [k]. On the CPU by numpy, which selects much faster."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.partition(values.numpy(), rank))[rank]
+    return values.kthvalue(rank + 1).values
+
+
 class _PartialColumns:
     """The column quantizer: both grids of a row are known, the mask says which one a weight takes."""
 
     def __init__(self, salient: Tensor, means: Tensor, scales: Tensor, grid: Grid, group_size: int) -> None:
         self._means, self._scales, self._grid, self._group_size = means, scales, grid, group_size
-        # Transposed, like the working weight: a column is contiguous.
+        # Transposed, like the working weight: a column is contiguous. Codes are kept less their zero point.
         self._salient = salient.T.contiguous()
         self._negative = torch.empty_like(self._salient)
-        self._codes = torch.empty(self._salient.shape, dtype=torch.uint8, device=salient.device)
+        self._offsets = torch.empty(self._salient.shape, device=salient.device)
+        self._columns = list(
+            zip(*(plane.unbind() for plane in (self._salient, self._negative, self._offsets)), strict=True)
+        )
         self._step, self._zero = grid.scale.float().view(-1), grid.zero.view(-1)
-        self._top = (1 << grid.bits) - 1
+        self._least, self._most = -self._zero, ((1 << grid.bits) - 1) - self._zero
+        self._binary, self._rounded = torch.empty_like(self._step), torch.empty_like(self._step)
 
     def begin_column(self, column: int, columns: WorkingColumns) -> None:
         if column % self._group_size == 0:
@@ -140,17 +152,18 @@ class _PartialColumns:
             self._low, self._high = self._mean - scale, self._mean + scale
 
     def round_column(self, column: int, values: Tensor) -> Tensor:
-        negative = torch.lt(values, self._mean, out=self._negative[column])
-        codes = torch.round(values / self._step).add_(self._zero).clamp_(0, self._top)
-        self._codes[column] = codes
-        binary = torch.where(negative, self._low, self._high)
-        return torch.where(self._salient[column], codes.sub_(self._zero).mul_(self._step), binary)
+        salient, negative, offsets = self._columns[column]
+        torch.lt(values, self._mean, out=negative)
+        torch.where(negative, self._low, self._high, out=self._binary)
+        torch.div(values, self._step, out=offsets).round_().clamp_(self._least, self._most)
+        torch.mul(offsets, self._step, out=self._rounded)
+        return torch.where(salient, self._rounded, self._binary, out=self._rounded)
 
     def pack(self) -> PartialBinaryWeight:
         return PartialBinaryWeight.pack(
             self._salient.T,
             self._negative.T,
-            self._codes.T,
+            (self._offsets + self._zero).to(torch.uint8).T,
             means=self._means,
             scales=self._scales,
             salient_scales=self._grid.scale.view(-1),

@@ -35,6 +35,7 @@ class Golden:
     options: dict[str, Any]
     extra: dict[str, Any]
     sensitivity: float
+    noise: float  # the largest change of an entry when H moves by 1e-6 of itself
     proxy_loss: float
     path: Path
 
@@ -80,6 +81,7 @@ def golden() -> Callable[[str, int], Golden]:
             options=described["options"],
             extra=described.get("extra", {}),
             sensitivity=float(sensitivity.get("fraction_entries_changed", 0.0)),
+            noise=float(sensitivity.get("max_abs", 0.0)),
             proxy_loss=float(described["proxy_loss"]),
             path=path,
         )

@@ -50,5 +50,5 @@ def test_pb_llm_runs_at_the_speed_of_gptq():
         lambda: partial.quantize_linear(weight, statistics), lambda: gptq.quantize_linear(weight, statistics), repeats=5
     )
     print(f"\nPB-LLM 576 x 1536: {ours:.3f} s, GPTQ {theirs:.3f} s, ratio {ours / theirs:.2f}")
-    # Two grids and a mask instead of one grid: the same column loop, up to twice the work in it.
-    assert ours / theirs < 2
+    # The column loop takes as long; the bitmap, a second plane to pack and the search of the mask come on top.
+    assert ours / theirs < 1.4
