@@ -129,7 +129,10 @@ def _budgets(text: str) -> tuple[float, ...]:
 
 def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> None:
     titles = [plan.table.title for plan in plans]
-    table = Table("run", "method", "model", "time", "memory", "state", title=titles[0] if len(titles) == 1 else None)
+    table = Table(title=titles[0] if len(titles) == 1 else None)
+    table.add_column("run", no_wrap=True, min_width=16)  # a key that is cut off names nothing
+    for column in ("method", "model", "time", "memory", "state"):
+        table.add_column(column)
     if len(plans) > 1:
         table.add_column("for")
     seconds, quantized = 0.0, set[str]()
