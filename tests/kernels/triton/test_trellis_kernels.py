@@ -24,7 +24,12 @@ CASES = [((33, 40), ALL), ((300, 16), ALL), ((192, 24), (2, 7)), ((576, 12), (1,
 def poisoned(monkeypatch):
     """Every buffer that a launch asks for is full of NaN."""
     given = torch.empty
-    monkeypatch.setattr(trellis.torch, "empty", lambda *size, **options: given(*size, **options).fill_(float("nan")))
+
+    def empty(*size, **options):
+        made = given(*size, **options)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(trellis.torch, "empty", empty)
 
 
 @pytest.mark.parametrize(("shape", "classes"), CASES)
