@@ -29,7 +29,7 @@ INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "avx512bf16": ("-DSAGE_AVX512", "-DSAGE_AVX512BF16", "-mavx512bf16", *_AVX512),
     "avx512": ("-DSAGE_AVX512", *_AVX512),
     "avx2": ("-DSAGE_AVX2", "-mavx2", "-mfma", "-mf16c"),
-    "plain": (),
+    "plain": ("-O2",),  # -O3 takes four times as long to compile
 }
 NONE = "torch"
 
