@@ -97,4 +97,4 @@ settings.load_profile("same")
 
 def pytest_configure() -> None:
     # Small matrices everywhere: more threads cost more than they bring, and results stay the same on any machine.
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
