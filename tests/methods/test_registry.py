@@ -212,7 +212,11 @@ def test_a_class_of_the_same_name_in_another_module_is_another_class():
     assert method_class("mine") is first
 
 
-@pytest.mark.parametrize("thing", [object, dict, MethodConfig, print, a_method().__init__], ids=["object", "dict", "config", "function", "method"])
+@pytest.mark.parametrize(
+    "thing",
+    [object, dict, MethodConfig, print, a_method().__init__],
+    ids=["object", "dict", "config", "function", "method"],
+)
 def test_what_is_not_a_method_class_is_refused(thing):
     with pytest.raises(InputError, match=r"method 'mine' .*must be a subclass of methods\.QuantizationMethod"):
         register_method("mine")(thing)
