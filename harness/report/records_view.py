@@ -37,6 +37,11 @@ class Measurement:
         return None not in (self.windows, self.windows_available) and self.windows != self.windows_available
 
 
+def nominal_total(weight: float | None, scale: float | None) -> float | None:
+    """The bits per weight that a method's paper counts; None where nobody does, as for models of other tools."""
+    return None if weight is None or scale is None else weight + scale
+
+
 @dataclass(frozen=True)
 class Ledger:
     """A record's bit counts; bits are per weight of the quantized linears."""
@@ -45,6 +50,11 @@ class Ledger:
     nominal_scale_bits: float | None = None
     payload_bits: float | None = None
     total_bytes: int | None = None
+
+    @property
+    def nominal_bits(self) -> float | None:
+        """`nominal_total` of both parts."""
+        return nominal_total(self.nominal_weight_bits, self.nominal_scale_bits)
 
 
 class RecordView:

@@ -14,7 +14,7 @@ from typing import Any
 from harness.claims import BIT_METRICS, Claim, find
 from harness.plan import PlannedRow, TablePlan
 from harness.report.facts import FACTS, SPEED
-from harness.report.records_view import Ledger, Measurement, RecordView, distinct
+from harness.report.records_view import Ledger, Measurement, RecordView, distinct, nominal_total
 
 COLUMNS = (
     "item", "method", "setting", "model", "metric", "dataset", "paper", "measured", "stderr", "difference",
@@ -46,6 +46,11 @@ class TidyRow:
     notes: tuple[str, ...]
     protocol: str = ""  # how it was measured: windows, context, dtype
     calibration: str = ""
+
+    @property
+    def nominal_bits(self) -> float | None:
+        """`nominal_total` of both parts."""
+        return nominal_total(self.nominal_weight_bits, self.nominal_scale_bits)
 
     @property
     def difference(self) -> float | None:

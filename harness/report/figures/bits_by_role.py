@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import nan
+
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above
 from harness.report.figures.source import Source
 from harness.report.figures.style import INK, PAPER, Page, series
 from harness.report.measured_table import UNQUANTIZED
-from harness.report.records_view import distinct
+from harness.report.records_view import RecordView, distinct
 
 PER_MODEL = True
 _SMALLEST = 0.0005  # bits a weight; less cannot be seen
@@ -37,7 +39,8 @@ def draw(source: Source, page: Page, model: str) -> Picture:
             hatch=looks[role].hatch,
         )  # fmt: skip
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    nominal = [ledger["nominal_weight_bits"] + ledger["nominal_scale_bits"] for _, ledger, _ in lines]
+    counted = [RecordView(record).ledger.nominal_bits for *_, record in lines]
+    nominal = [nan if bits is None else bits for bits in counted]  # which draws no diamond
     claimed = axis.plot(nominal, places, "D", markerfacecolor=PAPER, markeredgecolor=INK, linestyle="none")[0]
     for place, total, count in zip(places, left, nominal, strict=True):
         # Right of the bar and of the diamond, wherever that lies.

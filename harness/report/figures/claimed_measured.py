@@ -50,10 +50,10 @@ def draw(source: Source, page: Page) -> Picture:
         left.plot(value, y, look.marker, color=look.colour, zorder=3)
         ratios.append(value + error)
         stored = row.payload_bits or 0.0
-        nominal = (row.nominal_weight_bits or 0.0) + (row.nominal_scale_bits or 0.0)
         y = lines.index((row.method, row.setting))
-        right.plot([nominal, stored], [y, y], color=look.colour, linewidth=0.8 * page.venue.line)
-        right.plot(nominal, y, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour)
+        if row.nominal_bits is not None:
+            right.plot([row.nominal_bits, stored], [y, y], color=look.colour, linewidth=0.8 * page.venue.line)
+            right.plot(row.nominal_bits, y, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour)
         right.plot(stored, y, look.marker, color=look.colour)
     log_axis(left.xaxis, 0.9 * min([1.0, *ratios]), 1.1 * max(ratios))
     left.axvline(1.0, color=SOFT, linewidth=0.8 * page.venue.line, linestyle=(0, (4, 2)))

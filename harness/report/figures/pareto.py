@@ -86,10 +86,11 @@ def _panel(axis: Axes, page: Page, source: Source, metric: str, dataset: str, ro
         axis.step([*x, right], [*y, y[-1]], where="post", color="#bfbfbf", zorder=1, linewidth=2 * page.venue.line)
     for row in quantized:
         look = mark(row.method)
-        nominal = (row.nominal_weight_bits or 0.0) + (row.nominal_scale_bits or 0.0)
         stored, level = row.payload_bits or 0.0, row.measured or 0.0
-        axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
-        axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
+        nominal = row.nominal_bits
+        if nominal is not None:
+            axis.plot([nominal, stored], [level, level], color=look.colour, linewidth=0.8 * page.venue.line)
+            axis.plot(nominal, level, look.marker, markerfacecolor=PAPER, markeredgecolor=look.colour, zorder=3)
         axis.plot(stored, level, zorder=4, **_filled(row.method, source.variant(row)))
         if row.stderr:
             low = min(row.stderr, 0.9 * level)  # a log axis has no zero

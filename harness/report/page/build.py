@@ -144,14 +144,9 @@ def _runs(records: Records) -> list[str]:
                 value = formatting.with_error(one.value, one.stderr) if one else (formatting.ABSENT, "")
                 cells.append(Cell(*(value if metric == "perplexity" or one is None else (f"{one.value:.3g}", ""))))
         ledger = view.ledger
-        nominal = (
-            None
-            if ledger.nominal_weight_bits is None or ledger.nominal_scale_bits is None
-            else ledger.nominal_weight_bits + ledger.nominal_scale_bits
-        )
         minutes = view.measurements("quantization_minutes").get("")
         cells += [
-            Cell(formatting.bits(nominal)),
+            Cell(formatting.bits(ledger.nominal_bits)),
             Cell(formatting.bits(ledger.payload_bits)),
             Cell(formatting.megabytes(ledger.total_bytes)),
             Cell(formatting.number(minutes.value if minutes else None)),
