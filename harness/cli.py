@@ -55,6 +55,7 @@ def check_regression(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="measure N methods at the same time (1)")
     renew = parser.add_mutually_exclusive_group()
     renew.add_argument("--update", action="store_true", help="measure the baseline anew instead of comparing with it")
     renew.add_argument("--widen", action="store_true", help="keep its numbers, widen its tolerances to this machine")
@@ -71,15 +72,20 @@ def _check_regression(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     baseline = regression.load_baseline(arguments.baseline)
 
+    if arguments.workers < 1:
+        raise InputError(f"--workers {arguments.workers}: must be at least 1")
+    if arguments.workers > 1 and (arguments.update or arguments.widen):
+        raise InputError("--workers is for comparing; a baseline is measured by one process")
+
     def watch(name: str) -> None:
-        console.print(f"measuring {name}", markup=False)
+        console.print(f"{'measuring' if arguments.workers == 1 else 'measured'} {name}", markup=False)
 
     if arguments.update or arguments.widen:
         renew = regression.update if arguments.update else regression.widen
         regression.save_baseline(arguments.baseline, renew(baseline, arguments.methods, watch))
         console.print(f"written: {arguments.baseline}", markup=False)
         return 0
-    checks = regression.check(baseline, arguments.methods, watch)
+    checks = regression.check(baseline, arguments.methods, watch, arguments.workers)
     show_checks(checks, console)
     if arguments.junit is not None:
         write_junit(arguments.junit, checks, arguments.baseline.stem)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,7 +112,7 @@ class Check:
     warning: str | None = None
 
 
-# Called with a method's name before it is measured.
+# Called with a method's name before it is measured, or, with several workers, when its result is there.
 Watch = Callable[[str], None]
 
 
@@ -127,17 +130,29 @@ def load_baseline(path: Path) -> Baseline:
         raise InputError(f"baseline {path} is not valid JSON ({error})") from error
 
 
-def check(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> list[Check]:
+def check(
+    baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None, workers: int = 1
+) -> list[Check]:
     """Measure the baseline's methods, or those of `methods`, and compare.
 
+    workers: processes that measure side by side, each with the protocol's threads; the numbers do not depend on it.
+    Much of a small run (loading, tokenizing, saving) keeps one core busy, so two of them fill two cores.
     Methods of this project that the baseline lacks are problems too. Raises InputError for an unknown name.
     """
     _check_names(methods, baseline)
+    names = list(methods) or sorted({*baseline.methods, *builtin_method_names()})
     checks = []
-    for name in methods or sorted({*baseline.methods, *builtin_method_names()}):
-        entry = baseline.methods.get(name)
-        watch(name)
-        checks.append(_absent(name) if entry is None else _compare(name, entry, baseline.protocol))
+    if workers == 1:
+        for name in names:
+            watch(name)
+            checks.append(_check_one(baseline, name))
+        return checks
+    # Threads that wait for work would otherwise spin on the cores that another process needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for name, found in zip(names, pool.map(partial(_check_one, baseline), names), strict=True):
+            watch(name)
+            checks.append(found)
     return checks
 
 
@@ -194,6 +209,11 @@ def _check_names(methods: Sequence[str], baseline: Baseline) -> None:
 
 def _absent(name: str) -> Check:
     return Check(name, None, None, None, f"is registered and has no baseline; measure one: --update --methods {name}")
+
+
+def _check_one(baseline: Baseline, name: str) -> Check:
+    entry = baseline.methods.get(name)
+    return _absent(name) if entry is None else _compare(name, entry, baseline.protocol)
 
 
 def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -102,6 +103,20 @@ def test_a_better_perplexity_is_a_warning(baseline, tmp_path, capsys):
     (case,) = ElementTree.parse(tmp_path / "gate.xml").getroot()
     assert case.find("failure") is None
     assert "to hold on to it: --update" in case.find("system-out").text
+
+
+def test_two_workers_give_what_one_gives_in_the_same_order(measured):
+    names = ["rtn", "fp16", "gptq"]
+    alone, together = regression.check(measured, names), regression.check(measured, names, workers=2)
+    assert [replace(check, seconds=0.0) for check in together] == [replace(check, seconds=0.0) for check in alone]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(["0"], "--workers 0: must be at least 1"), (["2", "--update"], "measured by one process")]
+)
+def test_workers_that_cannot_be_are_refused(baseline, capsys, more, said):
+    assert gate(baseline, "--workers", *more) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_perplexity_that_is_no_number_is_a_problem(measured, monkeypatch):
