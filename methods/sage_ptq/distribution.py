@@ -3,8 +3,9 @@
 beta and gamma are the mean and the standard deviation of all entries of W, zeta is the salient fraction. With N groups,
     edge(k) = beta + gamma * z(k),  z(k) = Phi^-1((1 + k * (1 - zeta) / N) / 2),  k = 1 .. N
 group k holds edge(k-1) < |w| <= edge(k); all |w| <= edge(1) belong to group 1, and |w| > edge(N) is salient.
-(The printed equations lack the divisor N and have a negative threshold for small zeta; this is the only reading under
-which the top edge of equation 4 meets equation 2.)
+The printed equation 4 lacks the divisor N, the printed equation 2 has Phi^-1(zeta / 2), a negative threshold; this is
+the only reading under which the top edge of equation 4 meets equation 2. Both can be had as printed: see `edges` and
+saliency.py.
 """
 
 from __future__ import annotations
@@ -47,7 +48,16 @@ class Distribution:
         )
 
     def edges(self, groups: int, zeta: float, quantiles: str) -> np.ndarray:
-        """Upper edges of the groups, ascending, [groups]. "gaussian": the formula; "empirical": equal counts."""
+        """Upper edges of the groups, ascending, [groups].
+
+        "gaussian": the formula; "empirical": equal counts; "printed": z(k) = Phi^-1((k (1 - zeta) + 1) / 2) to the
+        letter, which is infinite from the second group on, so that one group holds all but the last zeta.
+        """
+        if quantiles == "printed":
+            upper = (1.0 + np.arange(1, groups + 1) * (1.0 - zeta)) / 2.0
+            edges = np.full(groups, np.inf)
+            edges[upper < 1.0] = self.mean + self.deviation * ndtri(upper[upper < 1.0])
+            return edges
         # k/N first: the last fraction is then exactly 1 - zeta, so the last edge is the same for every N.
         fractions = np.arange(1, groups + 1) / groups * (1.0 - zeta)
         nothing_salient = fractions[-1] == 1.0

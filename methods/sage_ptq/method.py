@@ -17,9 +17,9 @@ from kernels.layouts import CodebookWeight, PackedWeight
 from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.rounding import store
 from methods.sage_ptq.distribution import Distribution
-from methods.sage_ptq.grouping import choose_group_count
+from methods.sage_ptq.grouping import candidate_counts, choose_group_count
 from methods.sage_ptq.quantizer import SalientSet
-from methods.sage_ptq.saliency import HessianSaliency, MagnitudeSaliency, NoSaliency, Saliency
+from methods.sage_ptq.saliency import HessianSaliency, MagnitudeSaliency, NoSaliency, PrintedSaliency, Saliency
 from methods.sage_ptq.threshold import general_objective, magnitude_objective, minimise, unsalient_bounds
 from methods.statistics import LayerStatistics
 
@@ -28,6 +28,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "opt": {"salient_bits": 2, "first_layer_salient_bits": 4, "max_salient": 0.1, "neighbors": 10},
     "llama": {"salient_bits": 4, "max_salient": 0.01, "neighbors": 5},
     "qwen": {"salient_bits": 2, "max_salient": 0.1, "neighbors": 5},
+    # The paper states both for DeepSeek-7B.
+    "deepseek-2bit": {"salient_bits": 2, "max_salient": 0.1, "neighbors": 5},
+    "deepseek-4bit": {"salient_bits": 4, "max_salient": 0.01, "neighbors": 5},
 }
 
 
@@ -45,10 +48,21 @@ class SagePtqConfig(MethodConfig):
     silhouette_on: Literal["values", "embedding"] = Field(
         "values", description="where the silhouette measures distances: weight values or the spectral embedding"
     )
-    quantiles: Literal["gaussian", "empirical"] = Field(
-        "gaussian", description="group edges from the fitted Gaussian (eq. 4) or from the weights' own quantiles"
+    quantiles: Literal["gaussian", "empirical", "printed"] = Field(
+        "gaussian",
+        description="group edges from the fitted Gaussian (eq. 4, with the divisor N that the print lacks), from the "
+        "weights' own quantiles, or from eq. 4 to the letter, which leaves one group",
     )
-    saliency: Literal["magnitude", "hessian", "none"] = Field("magnitude", description="what makes a weight salient")
+    saliency: Literal["magnitude", "hessian", "none", "printed"] = Field(
+        "magnitude",
+        description="what makes a weight salient: its magnitude (eq. 2, with Phi^-1(1 - zeta/2)), its Hessian score, "
+        "nothing, or eq. 2 to the letter (Phi^-1(zeta/2)), by which all weights are",
+    )
+    hessian_score: Literal["factor", "inverse", "inverse-squared"] = Field(
+        "factor",
+        description="divisor of w^2 for saliency='hessian': the squared pivot of the inverse Hessian's Cholesky "
+        "factor, the inverse's diagonal, or that squared",
+    )
     threshold: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="salient fraction by Brent's method (eq. 11), or always max_salient"
     )
@@ -63,7 +77,7 @@ class SagePtqConfig(MethodConfig):
     )
     iterations: int | None = Field(None, ge=1, description="steps of Mode 1; None: its fixed point, the row maximum")
     damping: float = Field(0.01, gt=0, le=10, description="Hessian damping, for saliency='hessian' alone")
-    preset: Literal["opt", "llama", "qwen"] | None = Field(
+    preset: Literal["opt", "llama", "qwen", "deepseek-2bit", "deepseek-4bit"] | None = Field(
         None, description="the paper's settings for a model family; options given besides it win"
     )
 
@@ -110,7 +124,7 @@ class SagePtq(QuantizationMethod):
 
         mask = saliency.mask(zeta)
         unsalient = Distribution.of(values, ~mask)
-        if config.saliency == "hessian":
+        if not self._nested:
             bounds = unsalient_bounds(unsalient, groups, zeta, config.quantiles)
         else:
             # By magnitude the unsalient weights are the first of all sorted magnitudes, and their edges are the same.
@@ -124,6 +138,11 @@ class SagePtq(QuantizationMethod):
         zeta = packed.salient / (packed.shape[0] * packed.shape[1])
         return NominalBits(weight=1 - zeta + packed.salient_bits * zeta, scale=16 / packed.shape[1] if zeta else 0.0)
 
+    @property
+    def _nested(self) -> bool:
+        """The salient weights are those beyond the last group's edge: one sorting then serves every zeta."""
+        return self.config.saliency in ("magnitude", "none") and self.config.quantiles != "printed"
+
     def _saliency(
         self,
         values: np.ndarray,
@@ -134,9 +153,11 @@ class SagePtq(QuantizationMethod):
     ) -> Saliency:
         if self.config.saliency == "hessian":
             factor = self._statistics(statistics, weight, context).inverse_factor(self.config.damping)
-            return HessianSaliency(values, factor.diagonal())
+            return HessianSaliency(values, factor.upper, self.config.hessian_score)
         if self.config.saliency == "none":
             return NoSaliency(values)
+        if self.config.saliency == "printed":
+            return PrintedSaliency(values, distribution)
         return MagnitudeSaliency(values, distribution, self.config.quantiles)
 
     def _groups(self, unsalient: np.ndarray, context: LayerContext) -> tuple[int, int]:
@@ -144,6 +165,8 @@ class SagePtq(QuantizationMethod):
         config = self.config
         if config.group_count is not None:
             return config.group_count, config.group_count.bit_length()
+        if unsalient.size == 0:  # nothing to group
+            return candidate_counts(config.n_lut)[0], config.n_lut
         choice = choose_group_count(
             unsalient,
             n_lut=config.n_lut,
@@ -176,7 +199,7 @@ class SagePtq(QuantizationMethod):
                 return salient.discrete_error(scales, bits)
             return 0.0 if config.iterations is None else salient.relaxed_error(scales)
 
-        if config.saliency == "magnitude":
+        if self._nested and config.saliency == "magnitude":
             objective = magnitude_objective(values, distribution, groups, limit, config.quantiles, salient_error)
         else:
             objective = general_objective(values, saliency.mask, groups, config.quantiles, salient_error)
@@ -216,6 +239,8 @@ class SagePtq(QuantizationMethod):
 def _group_tops(unsalient: Distribution, bounds: np.ndarray) -> np.ndarray:
     """The largest magnitude of each group but the last, ascending: [groups - 1]; an empty group repeats the last."""
     ends = bounds[1:-1]
+    if unsalient.magnitudes.size == 0:
+        return np.full(ends.size, -1.0)
     tops = unsalient.magnitudes[np.maximum(ends - 1, 0)].copy()
     tops[ends == 0] = -1.0  # nothing lies below the first weight
     return tops

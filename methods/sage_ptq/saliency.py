@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from scipy.special import ndtri
 from torch import Tensor
 
 from methods.sage_ptq.distribution import Distribution
@@ -28,17 +29,42 @@ class MagnitudeSaliency:
     def __init__(self, weight: np.ndarray, distribution: Distribution, quantiles: str) -> None:
         self._magnitudes = np.abs(weight)
         self._distribution = distribution
-        self._quantiles = quantiles
+        # Equation 4 as printed has no last edge that equation 2 could meet: the Gaussian threshold stays.
+        self._quantiles = "empirical" if quantiles == "empirical" else "gaussian"
 
     def mask(self, zeta: float) -> np.ndarray:
         return self._magnitudes > np.float32(self._distribution.edges(1, zeta, self._quantiles)[-1])
 
 
-class HessianSaliency:
-    """The zeta entries with the largest w^2 / U_jj^2, U the factor of the inverse Hessian: the exact OBS error."""
+class PrintedSaliency:
+    """|w| > beta + gamma * Phi^-1(zeta / 2): equation 2 to the letter.
 
-    def __init__(self, weight: np.ndarray, pivots: Tensor) -> None:
-        self._scores = np.square(weight) / np.square(pivots.cpu().numpy())[None, :]
+    The threshold is negative unless the mean is far from zero, and then every weight is salient.
+    """
+
+    def __init__(self, weight: np.ndarray, distribution: Distribution) -> None:
+        self._magnitudes = np.abs(weight)
+        self._distribution = distribution
+
+    def mask(self, zeta: float) -> np.ndarray:
+        if zeta == 0.0:  # Phi^-1(0) is minus infinity, of which a deviation of 0 would make NaN
+            return np.ones(self._magnitudes.shape, dtype=bool)
+        return self._magnitudes > self._distribution.mean + self._distribution.deviation * ndtri(zeta / 2)
+
+
+class HessianSaliency:
+    """The zeta entries with the largest w^2 / d_j.
+
+    score: what d_j is, with U the upper Cholesky factor of the damped inverse Hessian, H^-1 = U^T U.
+        "factor": U_jj^2, the loss of rounding column j when those before it are done (as in GPTQ);
+        "inverse": [H^-1]_jj, the loss of pruning w alone (Optimal Brain Surgeon);
+        "inverse-squared": [H^-1]_jj^2, as papers on binarization print it.
+    """
+
+    def __init__(self, weight: np.ndarray, factor: Tensor, score: str = "factor") -> None:
+        squared = np.square(factor.cpu().numpy())
+        divisors = np.diagonal(squared) if score == "factor" else squared.sum(axis=0)
+        self._scores = np.square(weight) / (np.square(divisors) if score == "inverse-squared" else divisors)[None, :]
         self._sorted = np.sort(self._scores, axis=None)
 
     def mask(self, zeta: float) -> np.ndarray:

@@ -69,7 +69,9 @@ def unsalient_bounds(unsalient: Distribution, groups: int, zeta: float, quantile
 
     The empirical quantiles are those of the unsalient weights themselves, hence equal counts at zeta = 0.
     """
-    bounds = unsalient.bounds(unsalient.edges(groups, zeta if quantiles == "gaussian" else 0.0, quantiles))
+    if unsalient.magnitudes.size == 0:
+        return np.zeros(groups + 1, dtype=np.int64)
+    bounds = unsalient.bounds(unsalient.edges(groups, 0.0 if quantiles == "empirical" else zeta, quantiles))
     bounds[-1] = unsalient.magnitudes.size
     return bounds
 

@@ -64,6 +64,17 @@ def test_gaussian_edges_are_equation_4(groups, zeta):
     assert (np.diff(edges) > 0).all()
 
 
+@pytest.mark.parametrize("zeta", [0.0, 0.01, 0.5, 0.9])
+def test_without_its_divisor_equation_4_has_few_finite_edges(zeta):
+    distribution = Distribution.of(weights())
+    edges = distribution.edges(9, zeta, "printed")
+    for k, edge in enumerate(edges, start=1):
+        upper = (k * (1 - zeta) + 1) / 2
+        expected = distribution.mean + distribution.deviation * norm.ppf(upper) if upper < 1 else np.inf
+        assert edge == pytest.approx(expected)
+    assert np.isfinite(edges).sum() == (0 if zeta == 0 else 9 if zeta == 0.9 else 1)
+
+
 @pytest.mark.parametrize("zeta", [1e-4, 0.01, 0.0123, 0.1, 0.5])
 def test_the_last_gaussian_edge_is_the_threshold_of_equation_2(zeta):
     distribution = Distribution.of(weights())

@@ -107,6 +107,41 @@ def test_equal_counts_in_empirical_groups():
     assert counts.max() - counts.min() <= 1
 
 
+def test_equation_4_to_the_letter_makes_one_group_of_nearly_all():
+    weight = weights()
+    packed = sage(weight, quantiles="printed", threshold="fixed")
+    counts = torch.bincount(packed.index().view(-1).long())
+    mean, deviation = float(weight.double().mean()), float(weight.double().std(correction=0))
+    assert counts[0] == (weight.abs().double() > mean + deviation * norm.ppf(1 - 0.01 / 2)).sum()
+    assert counts[1] == weight.numel() - counts[0]
+    assert relative_error(packed, weight) > 3 * relative_error(sage(weight), weight)
+
+
+@pytest.mark.parametrize("quantiles", ["gaussian", "empirical", "printed"])
+def test_equation_2_to_the_letter_makes_every_weight_salient(quantiles):
+    weight = weights()
+    packed = sage(weight, saliency="printed", quantiles=quantiles, scale_dtype="float32")
+    assert packed.salient == weight.numel()
+    # Nothing but Mode 1 is left: 4 bits a weight, the midpoints of 16 cells below the row's largest magnitude.
+    scales = weight.abs().amax(dim=1, keepdim=True)
+    cells = (weight.abs() / scales * 8).floor().clamp(max=7)
+    assert torch.allclose(packed.decode(), weight.sign() * scales * (2 * cells + 1) / 16)
+    assert create_method("sage-ptq").nominal_bits(packed).weight == 4.0
+
+
+def test_each_hessian_score_chooses_weights_of_its_own():
+    weight = weights()
+    torch.manual_seed(0)
+    mix = torch.randn(100, 100) / 10 + torch.eye(100)
+    statistics = LayerStatistics.from_inputs(torch.randn(2, 200, 100) @ mix * torch.linspace(0.1, 3, 100))
+    masks = [
+        sage(weight, None, statistics, saliency="hessian", hessian_score=score, threshold="fixed").index() == 0
+        for score in ("factor", "inverse", "inverse-squared")
+    ]
+    assert all(mask.sum() == 60 for mask in masks)
+    assert all(not torch.equal(one, other) for one, other in pairwise(masks))
+
+
 def test_the_payload_is_about_five_bits():
     weight = weights(512, 512)
     packed = sage(weight)
