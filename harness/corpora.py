@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,32 @@ def _load_text(name: str, split: str) -> Text:
     return _text(name, entry, split, f"hub {(entry.hub or {}).get('path')}", _hub_rows(name, entry, split), limit)
 
 
+@dataclass(frozen=True)
+class _Tokenizer:
+    """A fast tokenizer that is equal to any other with the same rules, from whatever folder it was loaded.
+
+    rules: vocabulary, merges, normalization and special tokens, as JSON.
+    """
+
+    rules: str
+    tokenizer: Any = field(compare=False)
+
+
 def tokenize(text: Text, tokenizer: Any) -> Tensor:
-    """Token ids of the joined text: [tokens], int64. BOS is added only where the tokenizer does by default."""
-    ids = tokenizer(text.joined, return_tensors="pt", verbose=False).input_ids[0]
+    """Token ids of the joined text: [tokens], int64, not to be changed. BOS is added only where the tokenizer does by
+    default. A text that was tokenized lately is not tokenized again: the runs of a table share theirs."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # None: written in Python
+    ids = _ids(text, tokenizer) if backend is None else _kept_ids(text, _Tokenizer(backend.to_str(), tokenizer))
     return ids if text.limit_tokens is None else ids[: text.limit_tokens]
+
+
+@lru_cache(maxsize=4)
+def _kept_ids(text: Text, tokenizer: _Tokenizer) -> Tensor:
+    return _ids(text, tokenizer.tokenizer)
+
+
+def _ids(text: Text, tokenizer: Any) -> Tensor:
+    return tokenizer(text.joined, return_tensors="pt", verbose=False).input_ids[0]
 
 
 def calibration_windows(text: Text, tokenizer: Any, samples: int, context: int, seed: int) -> Tensor:

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,29 @@ def test_a_text_file_is_a_corpus(corpus_file):
     assert text.joined == corpus_file.read_text(encoding="utf-8")
     assert (dataset_name(name), text.dataset) == ("story", "story")
     assert tokenize(text, tiny.tokenizer()).numel() == 1000
+
+
+def test_a_text_is_tokenized_once_for_equal_tokenizers_and_again_for_others():
+    class Counted:
+        """A tokenizer that says how often it was asked."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer, self.backend_tokenizer, self.calls = tokenizer, tokenizer.backend_tokenizer, 0
+
+        def __call__(self, *arguments, **options):
+            self.calls += 1
+            return self.tokenizer(*arguments, **options)
+
+    text = text_of("w1 w2", "w3 w4 only here")
+    first, same, other = (Counted(tiny.tokenizer()) for _ in range(3))
+    other.tokenizer.add_tokens(["w1 w2"])
+    ids = [tokenize(text, tokenizer).tolist() for tokenizer in (first, same, other)]
+    assert (first.calls, same.calls, other.calls) == (1, 0, 1)
+    assert ids == [tokenizer.tokenizer(text.joined).input_ids for tokenizer in (first, same, other)]
+    assert ids[0] == ids[1] != ids[2]
+    limited = replace(text, limit_tokens=2)
+    assert tokenize(limited, first).tolist() == tokenize(limited, same).tolist() == ids[0][:2]
+    assert tokenize(replace(text, documents=("w3",)), first).tolist() == [5]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("wikitext2.txt", "wikitext2.txt"), ("c4.raw", "c4.raw"), ("a.txt", "a")])
