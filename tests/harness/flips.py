@@ -16,7 +16,7 @@ RULES: dict[str, tuple[str, str, str]] = {
     "fp16": ("methods.fp16", "weight.detach().clone()", "weight.detach().abs()"),
     "rtn": ("methods.grids", "torch.round(values / self.scale.float())", "torch.floor(values / self.scale.float())"),
     "gptq": ("methods.gptq", "return (codes - self._zero).mul_(self._scale)", "return values"),
-    "awq": ("methods.awq.method", "magnitude.pow(ratio)", "magnitude.pow(-ratio)"),
+    "awq": ("methods.awq.method", "part.shape[1]).decode() - part", "part.shape[1]).decode() - clamped"),
     "binary": ("methods.binary", "group.abs().mean(dim=1", "group.abs().amax(dim=1"),
     "pb-llm": ("methods.pb_llm", "(weight / factor.diagonal())", "(weight * factor.diagonal())"),
     "billm": ("methods.billm.method", "weight.square() / self._pivots", "weight.square() * self._pivots"),
@@ -24,7 +24,7 @@ RULES: dict[str, tuple[str, str, str]] = {
     "aptq": ("methods.aptq", "/ sizes[name], reverse=True", "/ sizes[name], reverse=False"),
     "cmpq": ("methods.cmpq", "members > 0, means, centers.double()", "members > 0, centers.double(), means"),
     "mg-ptq": ("methods.mg_ptq.allocation", "errors / pivots.square()", "errors * pivots.square()"),
-    "micromix": ("methods.micromix", "math.ceil(channels * highest", "math.floor(channels * highest"),
+    "micromix": ("methods.micromix", "pack(weight, torch", "pack(weight[:, torch.argsort(score)], torch"),
     "slim-llm": (
         "methods.slim_llm.allocation",
         "widths[low], widths[high] = bits - 1, bits + 1", "widths[low], widths[high] = bits + 1, bits - 1",
