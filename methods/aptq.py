@@ -43,7 +43,11 @@ class Aptq(QuantizationMethod):
     Config = AptqConfig
     config: AptqConfig
     provenance = Provenance(
-        paper="arXiv 2402.14866", code="no public code", parity="none possible: no public code", reconstruction=True
+        paper="arXiv 2402.14866",
+        code="no public code",
+        parity="none possible: no public code",
+        reconstruction=True,
+        basis="the paper's abstract alone",
     )
     stream = "quantized"
     surveys = True
