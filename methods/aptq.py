@@ -56,6 +56,10 @@ class Aptq(QuantizationMethod):
     def needs(self) -> Needs:
         return "block"
 
+    @property
+    def training_epochs(self) -> int:
+        return 1  # the gradients of the attention's output
+
     def check_shape(self, out_features: int, in_features: int) -> None:
         resolve_group_size(self.config.group_size, in_features)
 

@@ -108,6 +108,12 @@ class QuantizationMethod(ABC):
         return "nothing"
 
     @property
+    def training_epochs(self) -> int:
+        """How often all calibration tokens run through the blocks forward and backward, for the estimate of a run's
+        time; 0 for a method that takes no gradients."""
+        return 0
+
+    @property
     def calibration_corpus(self) -> str | None:
         """The corpus that this method calibrates on whatever the user chose, "self" being the model's own text; or
         None."""

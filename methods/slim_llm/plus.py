@@ -50,6 +50,10 @@ class SlimLlmPlus(GroupWidthMethod):
     def needs(self) -> Needs:
         return "block"
 
+    @property
+    def training_epochs(self) -> int:
+        return self.config.epochs
+
     def quantize_linear(
         self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
     ) -> PackedWeight:
