@@ -60,10 +60,12 @@ def estimate(spec: RunSpec, *, quantized: bool = False) -> Estimate:
         return Estimate(seconds, memory)
     if spec.method.name != "fp16":
         seconds += weights * _QUANTIZE_SECONDS_PER_WEIGHT
-    if create_method(spec.method.name, **spec.method.options).needs != "nothing" and spec.calibration is not None:
+    method = create_method(spec.method.name, **spec.method.options)
+    if method.needs != "nothing" and spec.calibration is not None:
         tokens = spec.calibration.samples * spec.calibration.context
-        # Two forward passes over the blocks, and the products of the Hessians: about as much again.
-        seconds += 3 * _ATTENTION_SHARE * 2 * weights * tokens / speed
+        # Two forward passes over the blocks, and the products of the Hessians: about as much again. Training is a
+        # forward pass and, for the gradients of weights and of activations, two more.
+        seconds += (3 + 3 * method.training_epochs) * _ATTENTION_SHARE * 2 * weights * tokens / speed
         memory += int(tokens * (weights / 1e6) ** 0.5 * 64)
     return Estimate(seconds, memory)
 

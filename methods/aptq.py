@@ -43,7 +43,11 @@ class Aptq(QuantizationMethod):
     Config = AptqConfig
     config: AptqConfig
     provenance = Provenance(
-        paper="arXiv 2402.14866", code="no public code", parity="none possible: no public code", reconstruction=True
+        paper="arXiv 2402.14866",
+        code="no public code",
+        parity="none possible: no public code",
+        reconstruction=True,
+        basis="the paper's abstract alone",
     )
     stream = "quantized"
     surveys = True
@@ -51,6 +55,10 @@ class Aptq(QuantizationMethod):
     @property
     def needs(self) -> Needs:
         return "block"
+
+    @property
+    def training_epochs(self) -> int:
+        return 1  # the gradients of the attention's output
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         resolve_group_size(self.config.group_size, in_features)

@@ -53,9 +53,11 @@ class Provenance:
     parity: str
     """What equality with the authors' code has been tested: "tested on golden vectors", "none released", ..."""
     reconstruction: bool = False
-    """True when the paper's text leaves so much open that the result is ours as much as the authors'."""
+    """True when what could be read leaves so much open that the result is ours as much as the authors'."""
     remark: str = ""
     """What a reader of any of the method's numbers must know, such as that activations are quantized too."""
+    basis: str = "the paper's text"
+    """What a reconstruction was made from."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ class QuantizationMethod(ABC):
     def needs(self) -> Needs:
         """What `quantize_linear` reads from its statistics; calibration collects just that."""
         return "nothing"
+
+    @property
+    def training_epochs(self) -> int:
+        """How often all calibration tokens run through the blocks forward and backward, for the estimate of a run's
+        time; 0 for a method that takes no gradients."""
+        return 0
 
     @property
     def calibration_corpus(self) -> str | None:

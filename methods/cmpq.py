@@ -40,7 +40,11 @@ class Cmpq(QuantizationMethod):
     Config = CmpqConfig
     config: CmpqConfig
     provenance = Provenance(
-        paper="arXiv 2410.13056", code="no public code", parity="none possible: no public code", reconstruction=True
+        paper="arXiv 2410.13056",
+        code="no public code",
+        parity="none possible: no public code",
+        reconstruction=True,
+        basis="the paper's abstract alone",
     )
 
     @property

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.layouts import PackedWeight
-from kernels.layouts.microscaling import BLOCK, FORMATS, MicroscalingWeight
+from kernels.layouts.microscaling import FORMATS, MicroscalingWeight
 from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.statistics import LayerStatistics
 
@@ -73,10 +73,10 @@ class MicroMix(QuantizationMethod):
         return MicroscalingWeight.pack(weight, torch.argsort(score, stable=True), segments)
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
-        """The mean width of the elements; and 8 bits a block of 32 for the exponents, which the paper leaves out."""
+        """The mean width of the elements alone: the paper leaves out the shared exponents, 8 bits a block of 32."""
         assert isinstance(packed, MicroscalingWeight)
         elements = sum(kind.bits * width for kind, width in zip(FORMATS, packed.segments, strict=True))
-        return NominalBits(weight=elements / packed.shape[1], scale=8 / BLOCK)
+        return NominalBits(weight=elements / packed.shape[1], scale=0.0)
 
 
 def channel_segments(channels: int, middle: float, highest: float) -> tuple[int, int, int]:

@@ -194,7 +194,8 @@ class RecordView:
         provenance = _mapping(self._record, "method", "provenance")
         if provenance.get("reconstruction") is True:
             parity = _text(provenance, "parity") or "not tested"
-            found.append(f"reconstruction from the paper's text; parity with the authors' code: {parity}")
+            basis = _text(provenance, "basis") or "the paper's text"
+            found.append(f"reconstruction from {basis}; parity with the authors' code: {parity}")
         remark = _text(provenance, "remark")
         if remark:
             found.append(remark)

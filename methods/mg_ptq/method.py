@@ -58,7 +58,11 @@ class MgPtq(QuantizationMethod):
     Config = MgPtqConfig
     config: MgPtqConfig
     provenance = Provenance(
-        paper="arXiv 2501.18154", code="no public code", parity="none possible: no public code", reconstruction=True
+        paper="arXiv 2501.18154",
+        code="no public code",
+        parity="none possible: no public code",
+        reconstruction=True,
+        basis="the paper's abstract alone",
     )
 
     @property

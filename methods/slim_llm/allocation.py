@@ -39,13 +39,26 @@ class Rounding:
         return grid.decode(grid.encode(values)) - values
 
 
-def group_salience(weight: Tensor, pivots: Tensor, group_size: int, *, mean: bool) -> Tensor:
-    """Salience w^2 / U_jj^2 of each column group: [G], the sum over its weights (released code) or their mean (paper).
+def group_salience(weight: Tensor, pivots: Tensor, group_size: int) -> Tensor:
+    """Salience of each column group: [G], the sum of w^2 / U_jj^2 over its weights.
 
-    weight: [m, n]. pivots: U_jj, [n]. The two differ only for a narrower last group.
+    weight: [m, n]. pivots: U_jj, [n]. The paper takes the mean, which ranks groups of one size alike.
     """
     columns = (weight / pivots).square_().sum(dim=0).split(group_size)
-    return torch.stack([(part.mean() if mean else part.sum()) for part in columns])
+    return torch.stack([part.sum() for part in columns])
+
+
+def ranking(salience: Tensor, *, last_keeps: bool = False) -> list[int]:
+    """The groups from the least to the most salient; salience: [G].
+
+    last_keeps: the last group stands in the middle, where no number of pairs reaches it. A narrower group that changed
+    places with a full one would move the mean width of a matrix away from the width that most groups have.
+    """
+    order = torch.argsort(salience, stable=True).tolist()
+    if last_keeps:
+        order.remove(len(order) - 1)
+        order.insert(len(order) // 2, len(order))
+    return order
 
 
 def candidates(groups: int) -> range:
@@ -53,9 +66,8 @@ def candidates(groups: int) -> range:
     return range(1, groups // 2)
 
 
-def widths_of(salience: Tensor, bits: int, pairs: int) -> list[int]:
-    """The width of each group: `bits`, one less for the `pairs` least and one more for the `pairs` most salient."""
-    order = torch.argsort(salience, stable=True).tolist()
+def widths_of(order: Sequence[int], bits: int, pairs: int) -> list[int]:
+    """The width of each group: `bits`, one less for the `pairs` first of `order` and one more for the `pairs` last."""
     widths = [bits] * len(order)
     for low, high in zip(order[:pairs], order[len(order) - pairs :], strict=True):
         widths[low], widths[high] = bits - 1, bits + 1
@@ -63,16 +75,17 @@ def widths_of(salience: Tensor, bits: int, pairs: int) -> list[int]:
 
 
 def divergence_losses(
-    weight: Tensor, inputs: Tensor, salience: Tensor, bits: int, rounding: Rounding, *, reversed_kl: bool
+    weight: Tensor, inputs: Tensor, order: Sequence[int], bits: int, rounding: Rounding, *, reversed_kl: bool
 ) -> list[float]:
     """For each number of pairs the divergence of softmax(output) from that of the unquantized layer, a token.
 
-    weight: [m, n], float32. inputs: [samples, tokens, n]. A softmax over the features of a layer is the paper's choice.
+    weight: [m, n], float32. inputs: [samples, tokens, n]. order: see `ranking`. A softmax over the features of a layer
+    is the paper's choice.
     reversed_kl: KL(quantized || original) with probabilities held above 1e-6, as the code has it; else the paper's
     KL(original || quantized).
     """
-    steps = _steps(weight, salience, bits, rounding)
-    base = weight + torch.cat([rounding.change(weight, g, bits) for g in range(len(salience))], dim=1)
+    steps = _steps(weight, order, bits, rounding)
+    base = weight + torch.cat([rounding.change(weight, g, bits) for g in range(len(order))], dim=1)
     totals = [0.0] * len(steps)
     for sample in inputs:
         x = sample.to(torch.float32)
@@ -87,14 +100,14 @@ def divergence_losses(
     return [total / (inputs.shape[0] * inputs.shape[1]) for total in totals]
 
 
-def squared_losses(weight: Tensor, hessian: Tensor, salience: Tensor, bits: int, rounding: Rounding) -> list[float]:
+def squared_losses(weight: Tensor, hessian: Tensor, order: Sequence[int], bits: int, rounding: Rounding) -> list[float]:
     """For each number of pairs the squared change of the layer's output, tr(D H D^T); no inputs are needed.
 
-    weight: [m, n], float32. hessian: [n, n].
+    weight: [m, n], float32. hessian: [n, n]. order: see `ranking`.
     """
-    change = torch.cat([rounding.change(weight, g, bits) for g in range(len(salience))], dim=1)
+    change = torch.cat([rounding.change(weight, g, bits) for g in range(len(order))], dim=1)
     losses = []
-    for columns, deltas in _steps(weight, salience, bits, rounding):
+    for columns, deltas in _steps(weight, order, bits, rounding):
         for part, delta in zip(columns, deltas, strict=True):
             change[:, part] += delta
         losses.append(float(((change @ hessian) * change).sum(dtype=torch.float64)))
@@ -102,10 +115,9 @@ def squared_losses(weight: Tensor, hessian: Tensor, salience: Tensor, bits: int,
 
 
 def _steps(
-    weight: Tensor, salience: Tensor, bits: int, rounding: Rounding
+    weight: Tensor, order: Sequence[int], bits: int, rounding: Rounding
 ) -> list[tuple[tuple[slice, slice], tuple[Tensor, Tensor]]]:
     """From each number of pairs to the next: the columns of the two groups that change, and by how much."""
-    order = torch.argsort(salience, stable=True).tolist()
     size = rounding.group_size
 
     def step(group: int, to: int) -> tuple[slice, Tensor]:

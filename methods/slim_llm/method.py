@@ -5,7 +5,8 @@
 - the Hessian is damped twice: by 0.01 absolute, with 1 on the diagonal of dead inputs, for the group salience of the
   search, in place; so that dead inputs are not zeroed afterwards;
 - the divergence is KL(quantized || original);
-- groups rank by the sum of their salience, not by its mean;
+- a narrower last group (576 columns in groups of 128) ranks among the others, by the sum of its salience, so that the
+  mean width of the matrix is not the headline's; by default it keeps the headline's width, and the mean is exact;
 - the scale of a one-bit group is the mean of |w|, although its mean is taken off;
 - the quantizer counts as symmetric until the first group that is not low: leading low groups of two bits or more have
   their zero point at mid-range on a range that is not symmetric.
@@ -31,6 +32,7 @@ from methods.slim_llm.allocation import (
     divergence_losses,
     fewest,
     group_salience,
+    ranking,
     squared_losses,
     widths_of,
 )
@@ -69,7 +71,7 @@ class GroupWidthMethod(QuantizationMethod):
         resolve_group_size(self.config.group_size, in_features)
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
-        """The mean width, codes alone: the paper counts neither scales nor zero points."""
+        """The mean width over columns, codes alone: the paper counts neither scales nor zero points."""
         assert isinstance(packed, MixedWeight)
         return NominalBits(weight=float(packed.column_widths().float().mean()), scale=0.0)
 
@@ -83,37 +85,39 @@ class GroupWidthMethod(QuantizationMethod):
         nothing to be compared with.
         """
         config = self.config
-        salience = None
+        searched = None
+        # Equal numbers of groups with more and fewer bits keep the mean only where all of them are equally wide.
+        last_keeps = not config.faithful and weight.shape[1] % group_size > 0
         if config.faithful:
             hessian = statistics.hessian.clone()
             hessian.diagonal()[hessian.diagonal() == 0] = 1.0
             hessian.diagonal().add_(_SEARCH_DAMPING)
-            salience = group_salience(weight, factorize(hessian, 0.0).diagonal(), group_size, mean=False)
+            searched = ranking(group_salience(weight, factorize(hessian, 0.0).diagonal(), group_size))
             inputs, samples = statistics.inputs, statistics.samples
             statistics = LayerStatistics(hessian, samples, statistics.tokens, inputs)
         factor = statistics.inverse_factor(config.damping)
-        ranking = group_salience(weight, factor.diagonal(), group_size, mean=not config.faithful)
-        tried = candidates(len(ranking))
+        order = ranking(group_salience(weight, factor.diagonal(), group_size), last_keeps=last_keeps)
+        tried = candidates(len(order))
         pairs = min(len(tried), 1)
         if len(tried) > 1:
-            losses = self._losses(weight, statistics, ranking if salience is None else salience, group_size, context)
+            losses = self._losses(weight, statistics, order if searched is None else searched, group_size, context)
             pairs = fewest(losses)
             context.facts["losses"] = losses
         if not tried:
-            context.facts["fallback"] = f"{len(ranking)} column groups are fewer than 4: all have {config.bits} bits"
+            context.facts["fallback"] = f"{len(order)} column groups are fewer than 4: all have {config.bits} bits"
         context.facts["pairs"] = pairs
-        context.facts["widths"] = widths_of(ranking, config.bits, pairs)
+        context.facts["widths"] = widths_of(order, config.bits, pairs)
         return context.facts["widths"], statistics
 
     def _losses(
-        self, weight: Tensor, statistics: LayerStatistics, salience: Tensor, group_size: int, context: LayerContext
+        self, weight: Tensor, statistics: LayerStatistics, order: list[int], group_size: int, context: LayerContext
     ) -> list[float]:
         config = self.config
         rounding = Rounding(group_size, self.scale_dtype, around_zero=config.faithful)
         if config.objective == "mse":
-            return squared_losses(weight, statistics.hessian, salience, config.bits, rounding)
+            return squared_losses(weight, statistics.hessian, order, config.bits, rounding)
         inputs = self._inputs(statistics, context)
-        return divergence_losses(weight, inputs, salience, config.bits, rounding, reversed_kl=config.faithful)
+        return divergence_losses(weight, inputs, order, config.bits, rounding, reversed_kl=config.faithful)
 
 
 class SlimLlm(GroupWidthMethod):

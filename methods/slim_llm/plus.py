@@ -2,8 +2,9 @@
 
 Per (row, group) two logits scale the ends of the range; rounding passes gradients straight through. A block's clipping
 is learned so that its output on activations from quantized blocks comes near the unquantized model's; no error is
-compensated. Source: Huang et al. 2024, arXiv 2405.14917 (SliM-LLM+), on OmniQuant's learnable weight clipping (Shao et
-al. 2023, arXiv 2308.13137); Aaronhuang-778/SliM-LLM cfdf5ff.
+compensated. The widths are chosen by SliM-LLM's rule on those same activations; the released code reads them from the
+file of a SliM-LLM run. Source: Huang et al. 2024, arXiv 2405.14917 (SliM-LLM+), on OmniQuant's learnable weight
+clipping (Shao et al. 2023, arXiv 2308.13137); Aaronhuang-778/SliM-LLM cfdf5ff.
 
 One-bit groups in the released code start with 1.48 times their scale and never get their mean back: `faithful`. By
 default they start at their scale and keep their mean.
@@ -49,6 +50,10 @@ class SlimLlmPlus(GroupWidthMethod):
     @property
     def needs(self) -> Needs:
         return "block"
+
+    @property
+    def training_epochs(self) -> int:
+        return self.config.epochs
 
     def quantize_linear(
         self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None

@@ -11,11 +11,12 @@ def known_machine(monkeypatch):
     monkeypatch.setattr(module, "_operations_per_second", lambda device, dtype: 1e11)
 
 
-def spec_of(method="fp16", *, model="opt-1.3b", windows=10, samples=8, dtype="float32"):
-    calibration = CalibrationSpec(corpus="c4", samples=samples) if method == "gptq" else None
+def spec_of(method="fp16", *, model="opt-1.3b", windows=10, samples=8, dtype="float32", **options):
+    calibrated = method in ("gptq", "slim-llm-plus")
+    calibration = CalibrationSpec(corpus="c4", samples=samples) if calibrated else None
     return RunSpec(
         model=ModelSpec(name=model, dtype=dtype),
-        method=MethodSpec(name=method),
+        method=MethodSpec(name=method, options=options),
         calibration=calibration,
         evaluations=(PerplexitySpec(corpus="wikitext2", windows=windows),),
     )
@@ -43,6 +44,13 @@ def test_quantization_and_calibration_cost_more():
     assert fp16.seconds < rtn.seconds < gptq.seconds
     assert rtn.memory_bytes < gptq.memory_bytes
     assert estimate(spec_of("gptq", samples=128)).seconds > gptq.seconds
+
+
+def test_every_epoch_of_a_method_that_trains_costs_a_pass_forward_and_two_back():
+    one, five = (estimate(spec_of("slim-llm-plus", epochs=epochs)).seconds for epochs in (1, 5))
+    pass_forward = 2 * 1_207_959_552 * 8 * 2048 / 1e11  # of the linear layers alone
+    assert five - one == pytest.approx(4 * 3 * 1.4 * pass_forward, rel=0.01)
+    assert one > estimate(spec_of("gptq")).seconds
 
 
 def test_weights_that_another_run_makes_cost_nothing_more():

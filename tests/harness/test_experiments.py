@@ -9,8 +9,8 @@ from kernels.errors import InputError
 from methods import create_method
 from methods.registry import method_names
 
-# Items of the paper; the front is a question of our own.
-OF_PAPER = [name for name in experiment_names() if name != "front"]
+# Items of papers; the others are questions of our own.
+OF_PAPER = [name for name in experiment_names() if name != "front" and not name.startswith("mixed-precision")]
 
 
 def refused(path):
@@ -61,6 +61,16 @@ def test_every_claim_of_the_item_has_a_row_and_every_model_a_claim(name):
         assert not claimed
     if claimed:
         assert {claim.model for claim in claimed} == {models()[model].claims for model in experiment.models}
+
+
+def test_the_mixed_precision_tables_are_one_comparison_at_two_widths():
+    two, three = (load_experiment(f"mixed-precision-{bits}bit") for bits in (2, 3))
+    assert [row.setting.replace("2", "3", 1) for row in two.rows[1:]] == [row.setting for row in three.rows[1:]]
+    for experiment, bits in ((two, 2), (three, 3)):
+        rows = experiment.rows[1:]
+        assert {row.method for row in rows} == {"gptq", "slim-llm", "slim-llm-plus", "mg-ptq"}
+        assert {row.options.get("bits", row.options.get("average_bits")) for row in rows} == {bits}
+        assert [row.options["allocator"] for row in rows if "allocator" in row.options] == ["knapsack"]
 
 
 def test_every_item_of_the_papers_claims_has_an_experiment():

@@ -1,11 +1,13 @@
 import copy
 import dataclasses
 import math
+from dataclasses import asdict
 
 import pytest
 
 from harness.report.rows import COLUMNS, TidyRow, build_rows
 from harness.report.tidy_csv import render_csv
+from methods import create_method
 
 EXPECTED_COLUMNS = (
     "item,method,setting,model,metric,dataset,paper,measured,stderr,difference,"
@@ -109,6 +111,24 @@ def test_a_methods_remark_stands_at_every_number_of_it(plan, records, claims):
     notes = {row.run_key: row.notes for row in build_rows(plan, emulated, claims) if row.run_key}
     assert "activations are quantized too" in notes["k-gptq"]
     assert "activations are quantized too" not in notes["k-sage"]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mg-ptq", ("reconstruction from the paper's abstract alone", "no public code")),
+        ("cmpq", ("reconstruction from the paper's abstract alone", "no public code")),
+        ("aptq", ("reconstruction from the paper's abstract alone", "no public code")),
+        ("sage-ptq", ("reconstruction from the paper's text", "no code released")),
+        ("micromix", ("W+A", "emulated in software", "no speed is claimed")),
+    ],
+)
+def test_the_notes_say_what_a_method_was_made_from(plan, records, claims, method, said):
+    own = copy.deepcopy(records)
+    own["k-gptq"]["method"]["provenance"] = asdict(create_method(method).provenance)
+    for row in build_rows(plan, own, claims):
+        if row.run_key == "k-gptq":
+            assert [part for part in said if part not in row.note] == [], row.metric
 
 
 def test_a_reconstruction_and_an_already_quantized_source_are_noted(plan, records, claims):

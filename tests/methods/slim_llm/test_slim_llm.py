@@ -14,6 +14,7 @@ from methods.slim_llm.allocation import (
     divergence_losses,
     fewest,
     group_salience,
+    ranking,
     squared_losses,
     widths_of,
 )
@@ -73,12 +74,12 @@ def test_parity_with_the_released_code(golden, case):
 # Allocation
 
 
-def plain_losses(weight, inputs, salience, bits, rounding, reversed_kl):
+def plain_losses(weight, inputs, order, bits, rounding, reversed_kl):
     """The released way: the whole matrix anew for every sample and number of pairs."""
     losses = []
-    for pairs in candidates(len(salience)):
+    for pairs in candidates(len(order)):
         quantized = weight.clone()
-        for group, width in enumerate(widths_of(salience, bits, pairs)):
+        for group, width in enumerate(widths_of(order, bits, pairs)):
             change = rounding.change(weight, group, width)
             start = group * rounding.group_size
             quantized[:, start : start + change.shape[1]] += change
@@ -99,21 +100,23 @@ def plain_losses(weight, inputs, salience, bits, rounding, reversed_kl):
 @pytest.mark.parametrize("columns", [256, 272])  # 272: a narrower last group
 def test_the_incremental_evaluation_gives_the_losses_of_the_plain_one(bits, reversed_kl, columns):
     weight, statistics = layer(columns=columns)
-    salience = torch.rand(-(-columns // 32), generator=torch.Generator().manual_seed(1))
+    order = ranking(torch.rand(-(-columns // 32), generator=torch.Generator().manual_seed(1)))
     rounding = Rounding(32, torch.float32, around_zero=reversed_kl)
-    arguments = (weight, statistics.inputs, salience, bits, rounding)
+    arguments = (weight, statistics.inputs, order, bits, rounding)
     found = divergence_losses(*arguments, reversed_kl=reversed_kl)
-    assert found == pytest.approx(plain_losses(*arguments, reversed_kl), rel=1e-4)
+    plain = plain_losses(*arguments, reversed_kl)
+    assert found == pytest.approx(plain, rel=1e-4)
+    assert fewest(found) == fewest(plain)  # and with them the bits
     assert len(found) == columns // 64 - 1
 
 
 def test_the_squared_loss_is_the_change_of_the_output():
     weight, statistics = layer()
-    salience = torch.rand(8, generator=torch.Generator().manual_seed(1))
+    order = ranking(torch.rand(8, generator=torch.Generator().manual_seed(1)))
     rounding = Rounding(32, torch.float32, around_zero=False)
-    found = squared_losses(weight, statistics.hessian, salience, 2, rounding)
+    found = squared_losses(weight, statistics.hessian, order, 2, rounding)
     for pairs, loss in zip(candidates(8), found, strict=True):
-        widths = widths_of(salience, 2, pairs)
+        widths = widths_of(order, 2, pairs)
         change = torch.cat([rounding.change(weight, group, width) for group, width in enumerate(widths)], dim=1)
         moved = (statistics.inputs @ change.T).square().sum() * 2 / statistics.samples
         assert loss == pytest.approx(float(moved), rel=1e-3)
@@ -127,9 +130,43 @@ def test_pairs_run_from_one_to_half_the_groups_less_one(groups, pairs):
 
 
 def test_as_many_groups_have_one_bit_more_as_one_less():
-    salience = torch.tensor([5.0, 1.0, 3.0, 9.0, 2.0, 4.0])
-    assert widths_of(salience, 3, 2) == [4, 2, 3, 4, 2, 3]
-    assert widths_of(salience, 3, 0) == [3] * 6
+    order = ranking(torch.tensor([5.0, 1.0, 3.0, 9.0, 2.0, 4.0]))
+    assert widths_of(order, 3, 2) == [4, 2, 3, 4, 2, 3]
+    assert widths_of(order, 3, 0) == [3] * 6
+
+
+@pytest.mark.parametrize("groups", [4, 5, 6, 7, 12])
+@pytest.mark.parametrize("highest", [True, False])
+def test_a_last_group_that_keeps_its_width_is_out_of_reach_of_every_number_of_pairs(groups, highest):
+    salience = torch.rand(groups, generator=torch.Generator().manual_seed(groups))
+    salience[-1] = 2.0 if highest else -1.0
+    order = ranking(salience, last_keeps=True)
+    assert sorted(order) == list(range(groups))
+    others = [group for group in order if group != groups - 1]
+    assert others == ranking(salience[:-1])
+    for pairs in candidates(groups):
+        widths = widths_of(order, 2, pairs)
+        assert widths[-1] == 2
+        assert widths.count(1) == widths.count(3) == pairs
+
+
+@pytest.mark.parametrize("columns", [144, 176, 272])  # 4.5, 5.5 and 8.5 groups, as SmolLM2's 576 in groups of 128
+def test_a_narrower_last_group_does_not_move_the_mean_width(columns):
+    for factor in (0.1, 10.0):  # the narrow group least and most salient
+        weight, statistics = layer(columns=columns)
+        weight[:, columns // 32 * 32 :] *= factor
+        packed = slim(weight, statistics)
+        assert create_method("slim-llm").nominal_bits(packed).weight == 2
+        assert set(packed.column_widths().tolist()) == {1, 2, 3}
+
+
+def test_the_released_code_ranks_a_narrower_last_group_with_the_others():
+    weight, statistics = layer(columns=144)
+    weight[:, 128:] *= 10
+    context = LayerContext()
+    packed = slim(weight, statistics, context, faithful=True)
+    assert context.facts["widths"][-1] == 3
+    assert create_method("slim-llm").nominal_bits(packed).weight == pytest.approx(2 - 16 / 144)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
@@ -150,16 +187,15 @@ def test_the_most_salient_groups_get_the_bits():
     weight, statistics = layer()
     context = LayerContext()
     slim(weight, statistics, context)
-    salience = group_salience(weight, statistics.inverse_factor(0.01).diagonal(), 32, mean=True)
+    salience = group_salience(weight, statistics.inverse_factor(0.01).diagonal(), 32)
     widths = torch.tensor(context.facts["widths"])
     assert salience[widths == 3].min() > salience[widths == 2].max()
     assert salience[widths == 1].max() < salience[widths == 2].min()
 
 
-def test_salience_of_a_narrower_group_is_a_mean_for_the_paper_and_a_sum_for_the_code():
+def test_the_salience_of_a_group_is_a_sum_over_its_columns():
     weight, pivots = torch.ones(4, 40), torch.full((40,), 0.5)
-    assert group_salience(weight, pivots, 32, mean=False).tolist() == [512.0, 128.0]
-    assert group_salience(weight, pivots, 32, mean=True).tolist() == [16.0, 16.0]
+    assert group_salience(weight, pivots, 32).tolist() == [512.0, 128.0]
 
 
 @pytest.mark.parametrize("columns", [32, 64, 96])
