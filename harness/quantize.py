@@ -90,12 +90,13 @@ def quantize_model(
     plans: Mapping[str, Any] = {}
     if windows is not None and method.surveys:
         plans = method.plan_model(_survey(model, blocks, count, windows, placement))
-    if windows is not None and method.needs != "nothing":
+    known = None if method.needs == "nothing" else windows
+    if known is not None:
         progress(0, 1, "planning")
-        method.study(ModelView(model, model_linears(model), windows))
+    method.study(ModelView(model, model_linears(model), known))
     stream = None
-    if windows is not None and method.needs != "nothing":
-        stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
+    if known is not None:
+        stream = BlockStream(model, blocks, known, beside=method.needs == "block" and method.stream == "both")
     result = QuantizedModel({}, [])
     finished, state = ([], None) if checkpoints is None else checkpoints.restore()
     for index, part in enumerate(finished):

@@ -35,6 +35,7 @@ class Sensitivity:
 
 def measure(view: ModelView, seed: int) -> dict[str, Sensitivity]:
     """The sensitivity of every layer of `view`, from one forward and one backward pass over each of its windows."""
+    assert view.windows is not None
     generator = torch.Generator().manual_seed(seed)
     probe = _Probe(view.linears)
     with probe, torch.enable_grad():
