@@ -228,7 +228,10 @@ def _quantize_block(
         view = replace(view, targets=outputs, unquantized=stream.unquantized)
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
-    found = method.quantize_block(view, contexts)
+    try:
+        found = method.quantize_block(view, contexts)
+    except NumericalError as error:
+        raise NumericalError(f"{blocks.name(index, '').rstrip('.')}: {error}") from error
     seconds = (time.perf_counter() - start) / len(view.linears)
     parameters = dict(block.named_parameters())
     for name in found.folded:

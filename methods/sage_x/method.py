@@ -86,6 +86,8 @@ class SageX(QuantizationMethod):
         whole = len({parameter.device for parameter in view.model.parameters()}) == 1
         if not whole or {"allocation", "weighting"} <= without:
             return
+        for name, linear in view.linears.items():
+            self._prepare(linear.weight, LayerContext(name))  # where a weight is NaN, all that follows is
         self._sensitivity = measure(view, self.config.seed)
         if "allocation" not in without:
             weights = {name: linear.weight.detach() for name, linear in view.linears.items()}

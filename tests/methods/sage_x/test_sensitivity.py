@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kernels.errors import NumericalError
 from methods import ModelView
 from methods.sage_x.allocation import CAP, column_prices, matrix_budgets
 from methods.sage_x.encoder import Pivots, encode_matrix
@@ -91,6 +92,15 @@ def test_the_model_is_left_as_it_was(view):
     measure(view, seed=0)
     assert all(parameter.grad is None for parameter in view.model.parameters())
     assert not any(module._forward_hooks for module in view.model.modules())
+
+
+def test_a_model_that_overflows_is_refused_in_words(view):
+    head = view.model.head.weight
+    kept = head.clone()
+    head[3] = float("inf")
+    with pytest.raises(NumericalError, match="logits overflow on calibration text"):
+        measure(view, seed=0)
+    head.copy_(kept)
 
 
 def test_measuring_is_seeded(view, found):
