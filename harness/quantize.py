@@ -90,12 +90,13 @@ def quantize_model(
     plans: Mapping[str, Any] = {}
     if windows is not None and method.surveys:
         plans = method.plan_model(_survey(model, blocks, count, windows, placement))
-    if windows is not None and method.needs != "nothing":
+    known = None if method.needs == "nothing" else windows
+    if known is not None:
         progress(0, 1, "planning")
-        method.study(ModelView(model, model_linears(model), windows))
+    method.study(ModelView(model, model_linears(model), known))
     stream = None
-    if windows is not None and method.needs != "nothing":
-        stream = BlockStream(model, blocks, windows, beside=method.needs == "block" and method.stream == "both")
+    if known is not None:
+        stream = BlockStream(model, blocks, known, beside=method.needs == "block" and method.stream == "both")
     result = QuantizedModel({}, [])
     finished, state = ([], None) if checkpoints is None else checkpoints.restore()
     for index, part in enumerate(finished):
@@ -227,7 +228,10 @@ def _quantize_block(
         view = replace(view, targets=outputs, unquantized=stream.unquantized)
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     start = time.perf_counter()
-    found = method.quantize_block(view, contexts)
+    try:
+        found = method.quantize_block(view, contexts)
+    except NumericalError as error:
+        raise NumericalError(f"{blocks.name(index, '').rstrip('.')}: {error}") from error
     seconds = (time.perf_counter() - start) / len(view.linears)
     parameters = dict(block.named_parameters())
     for name in found.folded:

@@ -135,7 +135,8 @@ class QuantizationMethod(ABC):
     def study(self, view: ModelView) -> None:  # noqa: B027 - most methods know all they need from one layer
         """Look at the whole unquantized model before its first layer is quantized; changes nothing in it.
 
-        For methods that need more than `plan_model` gets: gradients. A method that never studied a model works too.
+        For methods that need more than `plan_model` gets: gradients, or what norms say of the layers behind them. A
+        method that never studied a model works too.
         """
 
     @abstractmethod

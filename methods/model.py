@@ -10,8 +10,8 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class ModelView:
     """The unquantized model with what calibration knows of it. linears: the layers to be quantized, by their name in
-    the model, in order. windows: [samples, context], token ids."""
+    the model, in order. windows: [samples, context], token ids, or None for a method that needs no calibration."""
 
     model: nn.Module
     linears: dict[str, nn.Linear]
-    windows: Tensor
+    windows: Tensor | None

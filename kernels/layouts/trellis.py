@@ -224,7 +224,6 @@ def _states(streams: Tensor, rows: int, rate_class: int) -> Tensor:
 @cache
 def _window_bits(rows: int, rate_class: int) -> Tensor:
     """Which bits of a column's stream make up the state of each weight: [STATE_BITS, m], int64, oldest first."""
-    WIDTHS[rate_class]
     starts = segment_starts(rows)
     result, offset = torch.empty(STATE_BITS, rows, dtype=torch.int64), 0
     for start, stop in itertools.pairwise(starts):

@@ -47,11 +47,17 @@ class Pivots:
 
 
 def encode_matrix(
-    weight: Tensor, pivots: Pivots | None, budget: float, recipe: Recipe, importance: Tensor | None = None
+    weight: Tensor,
+    pivots: Pivots | None,
+    budget: float,
+    recipe: Recipe,
+    importance: Tensor | None = None,
+    inputs: Tensor | None = None,
 ) -> TrellisWeight:
     """Pack `weight` [m, n], float32, into at most `budget` bits per weight, scales and all.
 
-    pivots: of the inputs' Hessian, or None: all inputs alike. importance: [m], of the outputs, positive, or None.
+    pivots: of the inputs' Hessian, or None: no Hessian, no feedback. importance: [m], of the outputs, positive, or
+    None. inputs: [n], mean square of each input where there is no Hessian, or None: all inputs alike.
     """
     scales = row_scales(weight, recipe, importance)
     target = rotated(weight, scales, recipe)
@@ -59,7 +65,8 @@ def encode_matrix(
     stream_bytes = budget * rows * columns / 8 - overhead_bytes(rows, columns, recipe.scale_dtype)
     energy = target.square().mean(dim=0)
     if pivots is None:
-        encoder = ColumnEncoder(rows, assign_classes(_priced(energy, recipe), rows, stream_bytes))
+        prices = energy if inputs is None else energy * inputs.to(energy)
+        encoder = ColumnEncoder(rows, assign_classes(_priced(prices, recipe), rows, stream_bytes))
         encoder.encode_all(target)
         return _packed(encoder, torch.arange(columns), scales, recipe)
     order = pivots.order

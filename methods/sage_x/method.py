@@ -18,6 +18,7 @@ from methods.model import ModelView
 from methods.sage_x.allocation import matrix_budgets
 from methods.sage_x.block import BlockEncoder
 from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
+from methods.sage_x.norms import input_energies
 from methods.sage_x.recipe import Ingredient, Recipe, Tuning
 from methods.sage_x.sensitivity import Sensitivity, measure
 from methods.second_order import DampingConfig
@@ -52,9 +53,10 @@ class SageX(QuantizationMethod):
     def __init__(self, config: MethodConfig | None = None) -> None:
         super().__init__(config)
         # By layer name, from `study`; a layer without an entry gets the budget of the config, and all its tokens and
-        # outputs count alike.
+        # inputs and outputs count alike.
         self._budgets: dict[str, float] = {}
         self._sensitivity: dict[str, Sensitivity] = {}
+        self._energies: dict[str, Tensor] = {}
 
     @property
     def needs(self) -> Needs:
@@ -76,11 +78,16 @@ class SageX(QuantizationMethod):
 
     def study(self, view: ModelView) -> None:
         without = self._recipe.without
-        self._budgets, self._sensitivity = {}, {}
+        self._budgets, self._sensitivity, self._energies = {}, {}, {}
+        if self.config.mode == "weights-only":
+            self._energies = {} if "gains" in without else input_energies(view)
+            return
         # A model whose blocks come to the device one at a time has no gradients: every layer then gets the budget.
         whole = len({parameter.device for parameter in view.model.parameters()}) == 1
         if not whole or {"allocation", "weighting"} <= without:
             return
+        for name, linear in view.linears.items():
+            self._prepare(linear.weight, LayerContext(name))  # where a weight is NaN, all that follows is
         self._sensitivity = measure(view, self.config.seed)
         if "allocation" not in without:
             weights = {name: linear.weight.detach() for name, linear in view.linears.items()}
@@ -118,7 +125,8 @@ class SageX(QuantizationMethod):
         found = self._sensitivity.get(context.name)
         budget = self._budgets.get(context.name, self.config.budget)
         importance = None if found is None else found.importance
-        packed = encode_matrix(weight, pivots, budget, self._recipe, importance)
+        inputs = self._energies.get(context.name)
+        packed = encode_matrix(weight, pivots, budget, self._recipe, importance, inputs)
         context.facts["budget"] = budget
         if pivots is not None and pivots.factor.damping != self.config.damping:
             context.facts["damping"] = pivots.factor.damping

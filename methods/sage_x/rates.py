@@ -41,7 +41,8 @@ def share_budget(prices: Sequence[Tensor], rows: Sequence[int], budget: float) -
         return classes, float(sizes.gather(1, classes[:, None]).sum())
 
     # Bisect the logarithm of the multiplier between "everything at the highest class" and "nothing".
-    high = 1.0 + float(price.max()) * 2
+    # In units of the prices, so that only their ratios matter.
+    high = 2 * float(price.max()) or 1.0
     low = high * 1e-18
     classes, used = choose(high)
     for _ in range(_STEPS):

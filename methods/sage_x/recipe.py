@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 # What can be left out: the rotation of the outputs, a rate for each column, visiting columns by their Hessian
-# diagonal, error feedback, a budget for each matrix, weighting tokens and outputs by the gradients that reach them,
-# and targets that make good the errors of earlier layers.
-Ingredient = Literal["rotation", "rates", "order", "feedback", "allocation", "weighting", "targets"]
+# diagonal, error feedback, a budget for each matrix, the bounds of these budgets below 2 bits, weighting tokens and
+# outputs by the gradients that reach them, targets that make good the errors of earlier layers, and, without data, norm
+# gains as the size of inputs.
+Ingredient = Literal["rotation", "rates", "order", "feedback", "allocation", "cap", "weighting", "targets", "gains"]
 
 # What is trained, block by block: nothing; the continuous parameters of a block whose codes stand, row scales and norm
 # gains; or those and, before they are encoded, the weights.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.errors import InputError
+from kernels.errors import InputError, NumericalError
 from methods.hessian import accumulate
 from methods.model import ModelView
 
@@ -35,6 +35,7 @@ class Sensitivity:
 
 def measure(view: ModelView, seed: int) -> dict[str, Sensitivity]:
     """The sensitivity of every layer of `view`, from one forward and one backward pass over each of its windows."""
+    assert view.windows is not None
     generator = torch.Generator().manual_seed(seed)
     probe = _Probe(view.linears)
     with probe, torch.enable_grad():
@@ -54,7 +55,10 @@ def _backward(model: nn.Module, window: Tensor, generator: torch.Generator) -> N
     finally:
         handle.remove()
     with torch.no_grad():
-        labels = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
+        chances = logits.float().softmax(-1).cpu()
+        if not torch.isfinite(chances).all():
+            raise NumericalError("the model's logits overflow on calibration text; try --dtype float32 or bfloat16")
+        labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(device)
     nn.functional.cross_entropy(logits.float(), labels, reduction="sum").backward()
 
 

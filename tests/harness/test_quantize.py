@@ -125,6 +125,24 @@ def test_what_a_method_returns_is_checked_and_the_layer_named(change, problem):
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "weights-only"}])
+def test_sage_x_names_a_bad_weight_too(options):
+    model = tiny.build()
+    model.get_submodule("model.layers.2.mlp.gate_proj").weight[1, 2:5] = float("nan")
+    with pytest.raises(InputError, match=r"model\.layers\.2\.mlp\.gate_proj: 3 of 6144 weights are NaN or infinite"):
+        quantize_model(model, create_method("sage-x", **options), tiny.tokens(8))
+
+
+def test_a_block_that_fails_is_named():
+    class Failing(type(create_method("sage-x"))):
+        def quantize_block(self, view, contexts):
+            raise NumericalError("no")
+
+    method = Failing(create_method("sage-x", without=["allocation", "weighting"]).config)
+    with pytest.raises(NumericalError, match=r"model\.layers\.0: no"):
+        quantize_model(tiny.build(), method, tiny.tokens(8))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", ["fp16", "rtn", "sage-ptq"])
 def test_bad_weights_of_the_model_are_named(bad, method):

@@ -68,6 +68,17 @@ def test_without_a_hessian_the_error_is_that_of_the_codes(layer):
     assert error < 0.025  # 3.05 bits are left for the codes; a scalar quantizer of 3 bits loses 0.0345
 
 
+def test_without_a_hessian_large_inputs_get_the_better_columns(layer):
+    weight, _ = layer
+    inputs = torch.linspace(-2, 2, COLUMNS).exp()
+    alike, told = (encode_matrix(weight, None, 2.3, Recipe(), inputs=known) for known in (None, inputs))
+    lost = [float(((packed.decode() - weight).square() * inputs).sum()) for packed in (alike, told)]
+    assert lost[1] < 0.9 * lost[0]
+    assert told.payload_bits() <= 2.3
+    same = encode_matrix(weight, None, 2.3, Recipe(), inputs=torch.full((COLUMNS,), 0.25))
+    assert torch.equal(same.decode(), alike.decode())
+
+
 def test_dead_inputs_take_no_bits(layer):
     weight, hessian = layer
     hessian = hessian.clone()

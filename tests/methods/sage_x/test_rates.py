@@ -68,6 +68,13 @@ def test_columns_without_price_get_nothing():
     assert not assign_classes(torch.zeros(5), ROWS, 1000.0).any()
 
 
+@pytest.mark.parametrize("unit", [2.0**-80, 2.0**-40, 2.0**40])
+def test_only_the_ratios_of_prices_matter(unit):
+    prices = spread_prices(100)
+    budget = 2.16 * ROWS * 100 / 8
+    assert torch.equal(assign_classes(unit * prices, ROWS, budget), assign_classes(prices, ROWS, budget))
+
+
 def test_equal_prices_share_a_budget_that_fits_evenly():
     assert assign_classes(torch.ones(7), ROWS, 2.0 * ROWS * 7 / 8).tolist() == [RATES.index(2.0)] * 7
 

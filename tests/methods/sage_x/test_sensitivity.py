@@ -1,14 +1,17 @@
 """What an error in a layer costs: gradients of a tiny model, and a budget shared by all layers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from kernels.errors import NumericalError
 from methods import ModelView
-from methods.sage_x.allocation import column_prices, matrix_budgets
+from methods.sage_x.allocation import CAP, column_prices, matrix_budgets
 from methods.sage_x.encoder import Pivots, encode_matrix
 from methods.sage_x.recipe import Recipe
-from methods.sage_x.sensitivity import measure
+from methods.sage_x.sensitivity import Sensitivity, measure
 
 VOCABULARY, HIDDEN = 24, 32
 
@@ -91,6 +94,15 @@ def test_the_model_is_left_as_it_was(view):
     assert not any(module._forward_hooks for module in view.model.modules())
 
 
+def test_a_model_that_overflows_is_refused_in_words(view):
+    head = view.model.head.weight
+    kept = head.clone()
+    head[3] = float("inf")
+    with pytest.raises(NumericalError, match="logits overflow on calibration text"):
+        measure(view, seed=0)
+    head.copy_(kept)
+
+
 def test_measuring_is_seeded(view, found):
     again = measure(view, seed=0)
     assert torch.equal(again["loud"].hessian, found["loud"].hessian)
@@ -108,6 +120,56 @@ def test_the_model_s_budget_is_kept_and_goes_where_errors_hurt(view, found, budg
     )
     size = sum(weight.numel() for weight in weights.values())
     assert budget - 0.1 < 8 * stored / size <= budget
+
+
+def three_unlike_layers():
+    """Three layers with importances far apart, the largest one in the middle."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"dear": (64, 96), "plain": (128, 96), "cheap": (64, 96)}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    importance = {"dear": 100.0, "plain": 1.0, "cheap": 0.01}
+    sensitivities = {
+        name: Sensitivity(torch.eye(96), torch.full((shapes[name][0],), value), torch.ones(1, 1))
+        for name, value in importance.items()
+    }
+    return weights, sensitivities
+
+
+@pytest.mark.parametrize("budget", [1.3, 1.9])
+def test_below_two_bits_no_layer_is_far_from_the_mean(budget):
+    weights, sensitivities = three_unlike_layers()
+    free = matrix_budgets(weights, sensitivities, budget, Recipe(without=frozenset({"cap"})))
+    assert free["dear"] > budget + CAP
+    assert free["cheap"] < budget - CAP
+    capped = matrix_budgets(weights, sensitivities, budget, Recipe())
+    assert list(capped) == list(weights)
+    assert capped["dear"] == budget + CAP
+    assert capped["cheap"] == pytest.approx(budget - CAP, abs=0.02)
+    assert capped["dear"] > capped["plain"] > capped["cheap"]
+    size = {name: weight.numel() for name, weight in weights.items()}
+    used = sum(capped[name] * size[name] for name in weights) / sum(size.values())
+    assert budget - 0.02 < used <= budget
+
+
+def test_what_the_cap_leaves_is_shared_at_one_slope_by_the_layers_inside_it():
+    weights, sensitivities = three_unlike_layers()
+    sensitivities["cheap"] = replace(sensitivities["cheap"], importance=torch.full((64,), 0.7))
+    recipe, budget = Recipe(), 1.5
+    capped = matrix_budgets(weights, sensitivities, budget, recipe)
+    assert capped["dear"] == budget + CAP
+    rest = {name: weights[name] for name in ("plain", "cheap")}
+    size = sum(weight.numel() for weight in weights.values())
+    left = (budget * size - capped["dear"] * weights["dear"].numel()) / sum(weight.numel() for weight in rest.values())
+    alone = matrix_budgets(rest, sensitivities, left, Recipe(without=frozenset({"cap"})))
+    assert {name: capped[name] for name in rest} == alone
+
+
+def test_from_two_bits_on_nothing_is_capped():
+    weights, sensitivities = three_unlike_layers()
+    free = Recipe(without=frozenset({"cap"}))
+    found = matrix_budgets(weights, sensitivities, 2.2, Recipe())
+    assert found == matrix_budgets(weights, sensitivities, 2.2, free)
+    assert found["dear"] > 2.2 + CAP
 
 
 def test_column_prices_add_up_to_what_leaving_the_columns_out_costs_with_feedback(view, found):
