@@ -20,40 +20,57 @@ from kernels.errors import InputError
 
 
 class Bands:
-    """Moves the codes of `blocks` to host memory and brings them back band by band.
+    """Takes the codes of blocks to host memory as the blocks are made, and brings them back band by band: no model ever
+    lies on the device as a whole.
 
-    layers: a band. host_bytes: what is on the host; device_bytes: the two buffers.
+    layers: a band. host_bytes: what is on the host; device_bytes: the two buffers. `take` every block in order, then
+    `start`.
     """
 
-    def __init__(self, blocks: list[Block], layers: int, device: torch.device) -> None:
+    def __init__(self, layers: int, device: torch.device) -> None:
         self.layers = layers
-        self._count = len(blocks)
         self._device = device
         self._cuda = device.type == "cuda"
+        self._count = 0
+        self._waiting: list[Any] = []
+        self._bands: list[list[Any]] = []
         self._host: list[Tensor] = []
+        self._buffers: list[Tensor] = []
         self.frozen = False
         """True: copy nothing, to time the computation alone."""
-        grouped = [blocks[start : start + layers] for start in range(0, len(blocks), layers)]
-        matrices = [[matrix for block in band for matrix in _matrices(block)] for band in grouped]
-        sizes = [sum(words.numel() for matrix in band for words in matrix.codes()) for band in matrices]
-        self._buffers = [torch.empty(max(sizes), dtype=torch.int32, device=device) for _ in range(min(2, len(sizes)))]
-        for number, (band, size) in enumerate(zip(matrices, sizes, strict=True)):
-            host = torch.empty(size, dtype=torch.int32, pin_memory=self._cuda)
-            buffer, start = self._buffers[number % 2], 0
-            for matrix in band:
-                moved = []
-                for words in matrix.codes():
-                    part = slice(start, start + words.numel())
-                    host[part].copy_(words.reshape(-1))
-                    moved.append(buffer[part].view(words.shape))
-                    start += words.numel()
-                matrix.replace_codes(moved)
-            self._host.append(host)
+
+    def take(self, block: Block) -> None:
+        """The codes of the next block; they leave the device when their band is complete. Raises InputError for
+        products that have none."""
+        self._waiting += _matrices(block)
+        self._count += 1
+        if self._count % self.layers == 0:
+            self._to_host()
+
+    def start(self) -> None:
+        """All blocks were taken: their products read the buffers from now on, and the first bands are on their way."""
+        if self._waiting:
+            self._to_host()
+        largest = max(host.numel() for host in self._host)
+        count = min(2, len(self._host))
+        self._buffers = [torch.empty(largest, dtype=torch.int32, device=self._device) for _ in range(count)]
+        for number, band in enumerate(self._bands):
+            _read_from(self._buffers[number % 2], band)
         if self._cuda:
-            self._stream: Any = torch.cuda.Stream(device)
+            self._stream: Any = torch.cuda.Stream(self._device)
             self._ready = [torch.cuda.Event() for _ in self._buffers]
         for number in range(len(self._buffers)):
             self._fetch(number)
+
+    def _to_host(self) -> None:
+        band, self._waiting = self._waiting, []
+        words = [words for matrix in band for words in matrix.codes()]
+        host = torch.empty(sum(part.numel() for part in words), dtype=torch.int32, pin_memory=self._cuda)
+        for part, place in zip(words, host.split([part.numel() for part in words]), strict=True):
+            place.copy_(part.reshape(-1))
+        _read_from(host, band)
+        self._bands.append(band)
+        self._host.append(host)
 
     @property
     def host_bytes(self) -> int:
@@ -85,6 +102,17 @@ class Bands:
         with torch.cuda.stream(self._stream):
             to.copy_(host, non_blocking=True)
             self._ready[band % 2].record(self._stream)
+
+
+def _read_from(memory: Tensor, band: list[Any]) -> None:
+    """Let the matrices of a band read their codes from `memory`, where they stand one after the other."""
+    start = 0
+    for matrix in band:
+        moved = []
+        for words in matrix.codes():
+            moved.append(memory[start : start + words.numel()].view(words.shape))
+            start += words.numel()
+        matrix.replace_codes(moved)
 
 
 def _matrices(block: Block) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,10 +42,26 @@ _OPT_OFFSET = 2
 
 # (block number, product's name, the packed weights of its layers, their biases) -> the product.
 MakeProduct = Callable[[int, str, list[PackedWeight], list[Tensor | None]], Product]
+# Told of each block as soon as it is made, in order.
+BlockMade = Callable[[Block], None]
+
+
+class MakeWeights(Protocol):
+    """Makes all of a model's weights with the products of `make`."""
+
+    def __call__(self, make: MakeProduct, made: BlockMade = ...) -> Weights: ...
+
+
+def nothing_more(block: Block) -> None:
+    """The block stays as it is."""
 
 
 def model_weights(
-    model: Any, packed: Mapping[str, PackedWeight] | None, dtype: torch.dtype, make: MakeProduct | None = None
+    model: Any,
+    packed: Mapping[str, PackedWeight] | None,
+    dtype: torch.dtype,
+    make: MakeProduct | None = None,
+    made: BlockMade = nothing_more,
 ) -> Weights:
     """The weights of a transformers model for a decoder, in `dtype`, on the device of the model.
 
@@ -81,6 +97,7 @@ def model_weights(
                 _norm(block.get_submodule("self_attn.k_norm"), architecture, dtype),
             )
         blocks.append(Block(products, norms[0], norms[1], head_norms))
+        made(blocks[-1])
     embedding = model.get_input_embeddings().weight.detach().to(dtype)
     head = embedding if architecture.tied else model.get_output_embeddings().weight.detach().to(dtype)
     learned = None

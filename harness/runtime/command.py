@@ -54,6 +54,9 @@ def run_command(metric: str, arguments: argparse.Namespace) -> int:
     records = {label: store.load(spec.key) for label, spec in plan.items()}
     found = {label: record for label, record in records.items() if record is not None}
     console.print((_decode_table if metric == "decode" else _memory_table)(found))
+    for label, record in found.items():
+        for arm, reason in record["metrics"][0].get("absent", {}).items():
+            console.print(f"{label}, no arm {arm}: {reason}", markup=False)
     for record in list(found.values())[:1]:
         console.print(_machine(record), markup=False)
     for line in outcome.errors.values():

@@ -179,15 +179,19 @@ class Decoder:
             start = 0 if prefill else self.cache.filled
             keys[:, :, start : start + tokens] = key
             values[:, :, start : start + tokens] = value.transpose(1, 2)
-            keys, values, mask = keys[:, :, : start + tokens], values[:, :, : start + tokens], None
+            keys, values = keys[:, :, : start + tokens], values[:, :, : start + tokens]
+            grouped, causal = a.heads != a.kv_heads, prefill and tokens > 1
+            found = F.scaled_dot_product_attention(query, keys, values, is_causal=causal, enable_gqa=grouped)
+            found = found.transpose(1, 2)
         else:
             keys.index_copy_(2, positions, key)
             values.index_copy_(2, positions, value.transpose(1, 2))
             mask = (self._every <= positions)[None, None, None]
-        grouped = a.heads != a.kv_heads
-        causal = prefill and tokens > 1
-        found = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, enable_gqa=grouped)
-        return found.transpose(1, 2).reshape(batch, tokens, a.heads * a.head_size)
+            # Queries that share a key head as queries of one head: no fused attention takes grouped heads with a mask,
+            # and what torch falls back to copies the cache for each query head.
+            query = query.reshape(batch, a.kv_heads, a.heads // a.kv_heads, a.head_size)
+            found = F.scaled_dot_product_attention(query, keys, values, mask)
+        return found.reshape(batch, tokens, a.heads * a.head_size)
 
 
 def _rotary(a: Architecture, length: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Weights are those of a model that was quantized here (or before, and kept), or r
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from harness.models.placement import Placement
 from harness.quantize import check_shapes
 from harness.runner import UNQUANTIZED, Progress, calibration_text, quantize_or_load
 from harness.runtime.architecture import Architecture, catalogued, of_config
-from harness.runtime.build import FUSED, MakeProduct, layer_of, model_weights
+from harness.runtime.build import FUSED, BlockMade, MakeProduct, MakeWeights, layer_of, model_weights, nothing_more
 from harness.runtime.decoder import Weights
 from harness.runtime.measure import Subject, measure_decode, measure_memory
 from harness.runtime.synthetic import synthetic_layer, synthetic_weights
@@ -40,7 +40,7 @@ class _Source:
 
     architecture: Architecture
     layer: dict[str, PackedWeight]
-    weights: Callable[[MakeProduct], Weights]
+    weights: MakeWeights
     ledger: dict[str, Any]
     described: dict[str, Any]
     quantization: dict[str, Any] | None
@@ -138,8 +138,8 @@ def _real(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh: bool
     quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     dtype = DTYPES[spec.model.dtype]
 
-    def weights(make: MakeProduct) -> Weights:
-        return model_weights(loaded.model, quantized.packed, dtype, make)
+    def weights(make: MakeProduct, made: BlockMade = nothing_more) -> Weights:
+        return model_weights(loaded.model, quantized.packed, dtype, make, made)
 
     return _Source(
         architecture,
@@ -156,8 +156,8 @@ def _synthetic(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh:
     device, dtype = torch.device(spec.model.device), DTYPES[spec.model.dtype]
     layer = synthetic_layer(architecture, method, device)
 
-    def weights(make: MakeProduct) -> Weights:
-        return synthetic_weights(architecture, layer, device, dtype, make)
+    def weights(make: MakeProduct, made: BlockMade = nothing_more) -> Weights:
+        return synthetic_weights(architecture, layer, device, dtype, make, made)
 
     described = {"name": spec.model.name, "source": "synthetic", "class": architecture.block, "sha256": None}
     return _Source(architecture, layer, weights, synthetic_ledger(architecture, layer, method), described, None)

@@ -42,33 +42,40 @@ class Stepper:
 
     def run(self) -> Round:
         """One round: prefill, then the steps, each timed."""
-        start = self._now()
+        prefill = self.prefill()
+        first = self._token.clone()
+        seconds, tokens = self.decode()
+        return Round(prefill, seconds, torch.cat([first, tokens], dim=1).cpu())
+
+    def prefill(self) -> float:
+        """Read the prompt and choose the first token; returns the seconds that it took."""
+        start = time.perf_counter()
         self._choose(self.decoder.prefill(self._prompt))
         wait(self._device)
-        prefill = self._now() - start
-        chosen = [self._token.clone()]
-        if self._device.type == "cuda":
-            seconds = self._timed_by_events(chosen)
-        else:
-            seconds = []
-            for _ in range(self._steps):
-                start = self._now()
-                self._step()
-                seconds.append(self._now() - start)
-                chosen.append(self._token.clone())
-        return Round(prefill, seconds, torch.cat(chosen, dim=1).cpu())
+        return time.perf_counter() - start
 
-    def _timed_by_events(self, chosen: list[Tensor]) -> list[float]:
+    def decode(self) -> tuple[list[float], Tensor]:
+        """The steps after `prefill`: the seconds of each, and the tokens that they chose, [batch, steps]."""
+        tokens = torch.zeros(self._token.shape[0], self._steps, dtype=torch.int64, device=self._device)
+        if self._device.type == "cuda":
+            return self._timed_by_events(tokens), tokens
+        seconds = []
+        for number in range(self._steps):
+            start = time.perf_counter()
+            self._step()
+            seconds.append(time.perf_counter() - start)
+            tokens[:, number : number + 1] = self._token
+        return seconds, tokens
+
+    def _timed_by_events(self, tokens: Tensor) -> list[float]:
         """Events between the steps, read at the end: the host runs ahead and waits for nothing."""
-        kept = torch.zeros(self._token.shape[0], self._steps, dtype=torch.int64, device=self._device)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(self._steps + 1)]
         events[0].record()
         for number in range(self._steps):
             self._step()
-            kept[:, number : number + 1].copy_(self._token)
+            tokens[:, number : number + 1].copy_(self._token)
             events[number + 1].record()
         wait(self._device)
-        chosen.append(kept)
         return [events[i].elapsed_time(events[i + 1]) / 1e3 for i in range(self._steps)]
 
     def _step(self) -> None:
@@ -86,13 +93,15 @@ class Stepper:
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_STEPS):
-                self._choose(self.decoder.step(self._token))
+            self._warm_up()
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._choose(self.decoder.step(self._token))
         self._graph = graph
 
-    def _now(self) -> float:
-        return time.perf_counter()
+    def _warm_up(self) -> None:
+        """Steps at the position after the prompt: the cache may have room for no more than the steps of a round."""
+        for _ in range(_WARM_UP_STEPS):
+            self._choose(self.decoder.step(self._token))
+            self.decoder.cache.restart(self._prompt.shape[1])

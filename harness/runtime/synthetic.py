@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.runtime.architecture import Architecture
-from harness.runtime.build import FUSED, MakeProduct
+from harness.runtime.build import FUSED, BlockMade, MakeProduct, nothing_more
 from harness.runtime.decoder import Block, Norm, Weights
 from harness.runtime.products import DenseProduct, Product
 from kernels import random_weights as random
@@ -76,8 +76,9 @@ def synthetic_weights(
     device: torch.device,
     dtype: torch.dtype,
     make: MakeProduct,
+    made: BlockMade = nothing_more,
 ) -> Weights:
-    """A whole model for a decoder; `make` turns a block's packed weights into products."""
+    """A whole model for a decoder. make: turns a block's packed weights into products; made: is told of each block."""
     a = architecture
     drawn = torch.Generator(device).manual_seed(0)
 
@@ -97,9 +98,12 @@ def synthetic_weights(
         first[name] = make(0, name, [layer[part] for part in parts], zero)
     blocks = []
     for index in range(a.layers):
-        products = first if index == 0 else {name: own_copy(product) for name, product in first.items()}
+        # What all are copied from is the last one's: `made` may move a block's weights elsewhere.
+        last = index == a.layers - 1
+        products = first if last else {name: own_copy(product) for name, product in first.items()}
         head_norms = (norm(a.head_size), norm(a.head_size)) if a.head_norms else None
         blocks.append(Block(products, norm(a.hidden), norm(a.hidden), head_norms))
+        made(blocks[-1])
     embedding = normal(a.vocabulary, a.hidden)
     head = embedding if a.tied else normal(a.vocabulary, a.hidden)
     positions = normal(LEARNED_POSITIONS, a.hidden) if a.block == "opt" else None

@@ -154,7 +154,12 @@ def sparse_sum(
     SLAB: tl.constexpr, COLUMN_BITS: tl.constexpr, HAS_BASE: tl.constexpr, BASE_GROUP: tl.constexpr,
     BN: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """[BN] float32: what the sparse entries of a row block add for the inputs at `x`, slabs first, first + step, ..."""
+    """[BN] float32: what the sparse entries of a row block add for the inputs at `x`, the share of program `first` of
+    `step`.
+
+    Programs share the slabs, and where there are fewer slabs than programs, the chunks of a slab: a row has about 40
+    entries a slab, in loads that wait for each other, and one program would still be at them when all others are done.
+    """
     row = block * BN + tl.arange(0, BN)
     there = row < rows
     q = tl.arange(0, CHUNK)
@@ -163,12 +168,14 @@ def sparse_sum(
     if HAS_BASE:
         zero = tl.load(zeros + row, mask=there, other=0).to(tl.float32)
         groups = (columns + BASE_GROUP - 1) // BASE_GROUP
-    for slab in range(first, slabs, step):
+    ways = tl.maximum(step // slabs, 1)
+    for unit in range(first, slabs * ways, step):
+        slab = unit // ways
         start = tl.load(pointers + slab * (rows + 1) + row, mask=there, other=0)
         end = tl.load(pointers + slab * (rows + 1) + row + 1, mask=there, other=0)
         weighted = tl.zeros([BN, CHUNK], tl.float32)
         plain = tl.zeros([BN, CHUNK], tl.float32)
-        for done in range(0, tl.max(end - start, 0), CHUNK):
+        for done in range(unit % ways * CHUNK, tl.max(end - start, 0), ways * CHUNK):
             at = start[:, None] + done + q[None, :]
             ok = at < end[:, None]
             entry = tl.load(entries + at, mask=ok, other=0).to(tl.int32) & 0xFFFF

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ _TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32:
 # dense product of the GPU's own library then reads.
 MOST_VECTORS = 64
 _SCRATCH_WEIGHTS = 1 << 26
+# Of a candidate launch: products of one graph, and how often it is replayed.
+_TIMED_PRODUCTS, _TIMED_REPLAYS = 24, 9
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class GpuMatrix:
 
     def copy(self) -> GpuMatrix:
         """The same matrix with memory of its own."""
-        return GpuMatrix(copy.deepcopy(self._form))
+        return GpuMatrix(_cloned(self._form))
 
     def codes(self) -> list[Tensor]:
         """The codes of each segment, int32."""
@@ -87,17 +89,44 @@ class GpuMatrix:
         """Measure the launches of a product with so many vectors, unless that was done on this GPU before."""
         if self.device.type != "cuda" or vectors > MOST_VECTORS:
             return
-        inputs = torch.randn(vectors, self.shape[1], device=self.device).to(dtype)
+        timer = self._timer(torch.randn(vectors, self.shape[1], device=self.device).to(dtype))
         for segment in self._form.segments:
             tiles = segment.words.shape[1]
             key = launch_key(self.layout, segment.width, self.shape[0], tiles, vectors, dtype)
-            tune(key, self._seconds(inputs), self.device)
+            # The kernel of one vector and a table has no dot product whose loads could be pipelined.
+            staged = segment.table is None or vectors > 1
+            tune(key, tiles, timer, self.device, staged=staged)
 
-    def _seconds(self, inputs: Tensor) -> Callable[[], float]:
-        """Times a product with a cold second-level cache."""
-        from triton.testing import do_bench
+    def _timer(self, inputs: Tensor) -> Callable[[], float]:
+        """Times a product in milliseconds, from a graph that goes round copies of the matrix: weights come from memory,
+        not from the second-level cache, and the host's time for a launch, longer than many a kernel, is left out."""
+        copies = [self]
 
-        return lambda: float(do_bench(lambda: self.multiply(inputs), warmup=5, rep=20))
+        def milliseconds() -> float:
+            if len(copies) == 1:  # only now: the choice may be known
+                cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+                copies.extend(self.copy() for _ in range(-(-2 * cache // self.nbytes)))
+                copies.extend(copies * (-(-_TIMED_PRODUCTS // len(copies)) - 1))
+            here, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                self.multiply(inputs)  # compiles, which a capture must not
+            here.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for matrix in copies:
+                    matrix.multiply(inputs)
+            times = []
+            for _ in range(_TIMED_REPLAYS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / len(copies))
+            return statistics.median(times)
+
+        return milliseconds
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         """The dense weight [out_features, in_features], by the kernels that prefill uses."""
@@ -118,7 +147,7 @@ class GpuMatrix:
         for segment in self._form.segments:
             tiles = segment.words.shape[1]
             launch = chosen_launch(self.layout, segment.width, rows, tiles, vectors, plain.dtype, self.device)
-            launches.append(Launch(min(launch.splits, tiles), launch.stages))
+            launches.append(launch.fitted(tiles))
         splits = sum(launch.splits for launch in launches)
         out = torch.empty(vectors, rows, dtype=plain.dtype, device=self.device)
         alone = splits == 1 and bias is None
@@ -282,6 +311,19 @@ class GpuMatrix:
     def _no_sparse(self) -> tuple[tuple[Tensor, ...], int, dict[str, Any]]:
         constants = {"HAS_SPARSE": False, "HAS_BASE": False, "SLAB": 1, "COLUMN_BITS": 8, "BASE_GROUP": 1}
         return (self._nothing,) * 6, 0, constants
+
+
+def _cloned(part: Any) -> Any:
+    """A dataclass with clones of its tensors. Unlike a deep copy, which takes all of the memory that a view is a part
+    of, as codes in a band's buffer are."""
+    if isinstance(part, Tensor):
+        return part.clone()
+    if isinstance(part, tuple):
+        return tuple(_cloned(one) for one in part)
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    values = {field.name: _cloned(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    return type(part)(**values)
 
 
 def tensors_of(form: CodeMatrix) -> list[Tensor]:

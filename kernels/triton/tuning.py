@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels.atomic import write_text
 from kernels.cache import cache_root
 
 # Part of every key: raise it when a kernel changes enough for an old choice to be wrong.
-_VERSION = 1
+_VERSION = 2
 _ROWS = 64
 
 
@@ -29,8 +30,14 @@ class Launch:
     splits: int
     stages: int
 
+    def fitted(self, tiles: int) -> Launch:
+        """The same for a matrix of so many tiles of columns, without slabs that would be empty."""
+        each = -(-tiles // self.splits)
+        return Launch(-(-tiles // each), self.stages)
 
-CANDIDATES = tuple(Launch(splits, stages) for splits in (1, 2, 4, 8, 16) for stages in (1, 2, 3))
+
+_STAGES = (2, 1, 3)
+_MOST_SPLITS = 64
 
 _measured: dict[str, Launch] = {}
 
@@ -48,20 +55,47 @@ def launch_key(layout: str, width: int, rows: int, tiles: int, vectors: int, dty
     return f"v{_VERSION} {layout} {width} {rows}x{tiles} m{bucket} {str(dtype).removeprefix('torch.')}"
 
 
-def tune(key: str, seconds: Callable[[], float], device: torch.device) -> Launch:
-    """Measure every candidate with `seconds`, which times the product as it is now chosen, and keep the fastest."""
+def tune(
+    key: str, tiles: int, milliseconds: Callable[[], float], device: torch.device, *, staged: bool = True
+) -> Launch:
+    """Find the fastest splits and then, if staged, the fastest pipeline for them, and keep the choice.
+
+    milliseconds: times the product as it is now chosen. A candidate that needs more than the device has is no choice.
+    """
     known = _stored(device)
     if key in known:
         return known[key]
     times: dict[Launch, float] = {}
-    for candidate in CANDIDATES:
+    refused: Exception | None = None
+
+    def measure(candidate: Launch) -> None:
+        nonlocal refused
         _measured[key] = candidate
-        times[candidate] = seconds()
+        try:
+            times[candidate] = milliseconds()
+        except (OutOfResources, PTXASError) as error:
+            refused = error
+
+    for splits in split_candidates(tiles):
+        measure(Launch(splits, _STAGES[0]))
+    for stages in _STAGES[1:] if staged else ():
+        splits = min(times, key=lambda launch: times[launch]).splits if times else split_candidates(tiles)[-1]
+        measure(Launch(splits, stages))
+    if not times:
+        del _measured[key]
+        assert refused is not None
+        raise refused
     best = min(times, key=lambda launch: times[launch])
     _measured[key] = known[key] = best
     content = {name: asdict(launch) for name, launch in sorted(known.items())}
     write_text(_file(device), json.dumps(content, indent=1) + "\n")
     return best
+
+
+def split_candidates(tiles: int) -> list[int]:
+    """Powers of two, and one tile a split."""
+    most = min(tiles, _MOST_SPLITS)
+    return sorted({1 << bit for bit in range(most.bit_length())} | {most})
 
 
 def _rule_of_thumb(rows: int, tiles: int, device: torch.device) -> Launch:

@@ -46,6 +46,19 @@ def test_steps_give_the_logits_of_the_whole_sequence(family):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_step_that_can_be_captured_gives_the_same_logits(family):
+    weights = model_weights(tiny.build(family), None, torch.float32)
+    prompt = tiny.tokens(samples=2, context=7)
+    expected = Decoder(weights, 2, 12)
+    captured = Decoder(weights, 2, 16)
+    captured._on_cpu = False
+    for decoder in (expected, captured):
+        decoder.prefill(prompt)
+    for token in prompt.T[:4]:
+        torch.testing.assert_close(captured.step(token[:, None]), expected.step(token[:, None]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["rtn", "sage-ptq"])
 def test_packed_products_give_the_logits_of_the_decoded_weights(method):
     model = tiny.build("llama")
@@ -72,6 +85,16 @@ def test_a_round_begins_with_an_empty_cache():
     first, second = stepper.run(), stepper.run()
     assert torch.equal(first.tokens, second.tokens)
     assert first.tokens.shape == (1, 6) and len(first.steps) == 5
+
+
+def test_warming_up_stays_inside_the_cache():
+    weights = model_weights(tiny.build("llama"), None, torch.float32)
+    prompt = tiny.tokens(samples=1, context=9)
+    stepper = Stepper(Decoder(weights, 1, 10), prompt, steps=1)  # room for one step
+    stepper.decoder.prefill(prompt)
+    stepper._warm_up()
+    assert stepper.decoder.cache.filled == int(stepper.decoder.cache.position) == 9
+    assert stepper.run().tokens.shape == (1, 2)
 
 
 def test_bytes_of_a_step_are_those_of_weights_head_and_filled_cache():

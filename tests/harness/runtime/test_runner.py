@@ -11,7 +11,7 @@ import tiny
 from harness.catalog import ShapeEntry
 from harness.cli import main
 from harness.records import RecordStore
-from harness.runtime import architecture, measure
+from harness.runtime import architecture, measure, products
 from harness.runtime.runner import run_runtime
 from harness.runtime.synthetic import synthetic_layer
 from harness.spec import DecodeSpec, MemorySpec, MethodSpec, ModelSpec, RunSpec
@@ -82,6 +82,13 @@ def test_memory_counts_what_the_ledger_counts(small_shapes):
     assert entry["phases"].keys() == {"load", "prefill", "decode"}
 
 
+def test_the_phase_of_decoding_has_no_prefill_in_it(small_shapes, monkeypatch):
+    prompts, read = [], measure.Decoder.prefill
+    monkeypatch.setattr(measure.Decoder, "prefill", lambda self, prompt: prompts.append(prompt) or read(self, prompt))
+    run_runtime(spec(evaluations=(MemorySpec(synthetic=True, **SMALL),)))
+    assert len(prompts) == 1
+
+
 def test_memory_of_the_dense_runtime_is_that_of_dense_weights(small_shapes):
     record = run_runtime(spec(evaluations=(MemorySpec(synthetic=True, runtime="dense", **SMALL),)))
     (entry,) = record["metrics"]
@@ -92,6 +99,22 @@ def test_a_product_that_is_wrong_is_not_timed(small_shapes, monkeypatch):
     monkeypatch.setitem(measure.TOLERANCE, torch.bfloat16, 1e-9)
     with pytest.raises(NumericalError, match=r"qkv: relative error .* against decode"):
         run_runtime(spec())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_product_that_is_timed_is_the_one_that_is_checked(batch, small_shapes, monkeypatch):
+    right = products.PackedProduct.__call__
+
+    def wrong_in_one_row(self, inputs):
+        out = right(self, inputs)
+        if len(inputs) == batch:
+            out[:, 3] += 0.2 * out.square().mean().sqrt()
+        return out
+
+    monkeypatch.setattr(products.PackedProduct, "__call__", wrong_in_one_row)
+    monkeypatch.setitem(measure.TOLERANCE, torch.float32, 2e-2)  # the norm hides one row in 128
+    with pytest.raises(NumericalError, match=r"qkv: relative error"):
+        run_runtime(spec(evaluations=(DecodeSpec(synthetic=True, batch=batch, **SMALL),), dtype="float32"))
 
 
 def test_the_synthetic_ledger_is_that_of_one_block_times_the_blocks(small_shapes):

@@ -148,6 +148,23 @@ def test_matrices_with_one_input_are_stacked(layout, poisoned):
     examples.check_product(matrix.multiply(inputs.to(DEVICE)).cpu(), expected)
 
 
+@pytest.mark.parametrize("layout", ["codebook-4", "residual-100"])
+def test_a_copy_takes_no_more_memory_than_its_own(layout, poisoned):
+    weight = examples.make(layout, (17, 300))
+    matrix = gpu_matrix(weight)
+    (words,) = matrix.codes()
+    buffer = torch.zeros(10 * words.numel(), dtype=torch.int32, device=DEVICE)  # as of a band
+    part = buffer[words.numel() : 2 * words.numel()].view(words.shape)
+    part.copy_(words)
+    matrix.replace_codes([part])
+    copied = matrix.copy()
+    (own,) = copied.codes()
+    assert own.untyped_storage().nbytes() == 4 * words.numel() and copied.nbytes == matrix.nbytes
+    buffer.zero_()
+    inputs = torch.randn(1, 300)
+    examples.check_product(copied.multiply(inputs.to(DEVICE)).cpu(), examples.exact_product(weight, inputs))
+
+
 def test_matrices_that_do_not_fit_together_are_not_stacked():
     codebook, uniform = examples.make("codebook-4", (64, 300)), examples.make("uniform-4-g128", (64, 300))
     odd = examples.make("codebook-4", (65, 300))
@@ -163,16 +180,60 @@ def test_a_form_takes_little_more_than_the_stored_tensors():
         assert weight.nbytes() <= gpu_matrix(weight).nbytes <= most * weight.nbytes()
 
 
-def test_tuning_keeps_the_fastest_choice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["codebook-2-salient-5%", "partial-row"])
+def test_programs_of_few_slabs_share_their_sparse_entries(layout, poisoned, monkeypatch):
+    weight = examples.make(layout, (17, 1100))  # one slab of about 55 entries a row, or five of about 25; five tiles
+    inputs = torch.randn(1, 1100)
+    matrix = gpu_matrix(weight)
+    for splits in (3, 5):
+        monkeypatch.setattr(launch, "chosen_launch", lambda *_, splits=splits: Launch(splits, 1))
+        examples.check_product(matrix.multiply(inputs.to(DEVICE)).cpu(), examples.exact_product(weight, inputs))
+
+
+@pytest.fixture
+def tuner(tmp_path, monkeypatch):
+    """(tune with these times, what is chosen now) for a matrix of nine tiles, with nothing measured yet."""
     monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(tuning, "_measured", {})
     tuning._stored.cache_clear()
-    cpu = torch.device("cpu")
-    key = tuning.launch_key("codebook", 5, 128, 2, 1, torch.float16)
-    choose = lambda: tuning.chosen_launch("codebook", 5, 128, 2, 1, torch.float16, cpu)  # noqa: E731
-    best = tuning.tune(key, lambda: abs(choose().splits - 4) + choose().stages, cpu)
-    assert best == Launch(4, 1) == choose()
+    cpu, size = torch.device("cpu"), ("codebook", 5, 128, 9, 1, torch.float16)
+    chosen = lambda: tuning.chosen_launch(*size, cpu)  # noqa: E731
+    yield (
+        lambda times, **options: tuning.tune(tuning.launch_key(*size), 9, lambda: times(chosen()), cpu, **options),
+        chosen,
+    )
+    tuning._stored.cache_clear()
+
+
+def test_tuning_keeps_the_fastest_choice(tuner, monkeypatch):
+    tune, chosen = tuner
+    assert tune(lambda launch: abs(launch.splits - 4) + launch.stages) == Launch(4, 1) == chosen()
     tuning._stored.cache_clear()
     monkeypatch.setattr(tuning, "_measured", {})
-    assert choose() == Launch(4, 1)  # from the file
-    tuning._stored.cache_clear()
+    assert chosen() == Launch(4, 1)  # from the file
+
+
+def test_tuning_tries_as_many_splits_as_there_are_tiles(tuner):
+    tune, _ = tuner
+    tried = []
+    best = tune(lambda launch: tried.append(launch) or -launch.splits, staged=False)
+    assert [launch.splits for launch in tried] == [1, 2, 4, 8, 9] and best.splits == 9
+    assert len({launch.stages for launch in tried}) == 1
+
+
+def test_tuning_passes_over_what_the_device_has_no_room_for(tuner):
+    tune, chosen = tuner
+
+    def times(launch):
+        if launch.stages == 2 or launch.splits == 1:
+            raise tuning.OutOfResources(300_000, 232_448, "shared memory")
+        return launch.stages
+
+    assert tune(times) == Launch(9, 1) == chosen()
+    with pytest.raises(tuning.OutOfResources):
+        tuning.tune("another", 1, lambda: times(Launch(1, 1)), torch.device("cpu"))
+
+
+def test_no_split_is_empty():
+    assert Launch(16, 2).fitted(43) == Launch(15, 2)
+    assert Launch(16, 2).fitted(3) == Launch(3, 2)
