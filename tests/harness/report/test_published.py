@@ -1,6 +1,8 @@
 """The tables that the project publishes are what their records say."""
 
 import io
+import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from rich.console import Console
 from harness.plan import TablePlan
 from harness.report.saved import render_plan
 
-PUBLISHED = sorted((Path(__file__).parents[3] / "results" / "published").iterdir())
+_ROOT = Path(__file__).parents[3]
+PUBLISHED = sorted((_ROOT / "results" / "published").iterdir())
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
@@ -23,10 +26,29 @@ def test_published_tables_follow_from_their_records(folder, tmp_path):
             assert path.read_bytes() == (folder / "tables" / path.name).read_bytes(), path.name
 
 
-def test_the_table_in_the_readme_is_the_published_one():
-    root = Path(__file__).parents[3]
-    rows = (root / "results/published/table1-smollm2-135m/tables/table1.md").read_text(encoding="utf-8").splitlines()
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    shown = [row for row in rows if row.startswith("| ")][:9]
-    assert len(shown) == 9
-    assert all(row in readme for row in shown)
+@pytest.mark.parametrize(("folder", "table"), [("table1-smollm2-135m", "table1"), ("table4-smollm2-135m", "table4")])
+def test_a_table_in_the_readme_is_the_published_one(folder, table):
+    (plan,) = (_ROOT / "results/published" / folder / "tables").glob("*.plan.json")
+    lines = plan.with_name(f"{table}.md").read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| "))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[first:]))
+    assert len(rows) > 5
+    assert "\n".join(rows) in (_ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_scores_are_those_of_the_harness_s_own_command_line():
+    folder = _ROOT / "results/published/zeroshot-smollm2-135m"
+    theirs = json.loads((folder / "lm_eval.json").read_text(encoding="utf-8"))
+    (run,) = (folder / "runs").iterdir()
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    tasks = {metric["task"]: metric for metric in json.loads(run.read_text(encoding="utf-8"))["metrics"]}
+    assert tasks.keys() == theirs["results"].keys() == {"piqa", "arc_easy"}
+    for task, metric in tasks.items():
+        cells = []
+        assert metric["examples"] == metric["examples_available"] == theirs["n-samples"][task]["effective"]
+        for name, score in metric["scores"].items():
+            value, stderr = (100 * theirs["results"][task][f"{name}{what},none"] for what in ("", "_stderr"))
+            assert abs(score["value"] - value) < score["stderr"]
+            assert score["stderr"] == pytest.approx(stderr, rel=1e-6)
+            cells += [f"{score['value']:.2f} ± {score['stderr']:.2f}", f"{value:.2f} ± {stderr:.2f}"]
+        assert f"| {task} | {' | '.join(cells)} |" in readme
