@@ -4,7 +4,7 @@ not."""
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _on_request(request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("benchmark_enable"):
+@pytest.hookimpl(tryfirst=True)  # before fixtures load a model for nothing
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not item.config.getoption("benchmark_enable"):
         pytest.skip("a timing; run by tox -e bench")

@@ -163,7 +163,7 @@ def test_an_option_of_an_awkward_name_is_refused_like_any_other(option):
         ("gptq", {"block_size": 0}, "block_size=0"),
         ("sage-ptq", {"n_lut": 7}, "n_lut=7"),
         ("sage-ptq", {"max_salient": 0.6}, "max_salient=0.6"),
-        ("sage-ptq", {"preset": "lama"}, "preset='lama': .*'opt', 'llama' or 'qwen'"),
+        ("sage-ptq", {"preset": "lama"}, "preset='lama': .*'opt', 'llama', 'qwen', 'deepseek-2bit' or 'deepseek-4bit'"),
         ("sage-ptq", {"preset": ["llama"]}, r"preset=\['llama'\]"),
         ("sage-ptq", {"preset": {}}, "preset={}"),
     ],
