@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 
 from harness.catalog import models, tasks
@@ -8,9 +10,10 @@ from harness.runner import UNQUANTIZED
 from kernels.errors import InputError
 from methods import create_method
 from methods.registry import method_names
+from methods.sage_x.recipe import Ingredient
 
 # Items of papers; the others are questions of our own.
-OF_PAPER = [name for name in experiment_names() if name != "front" and not name.startswith("mixed-precision")]
+OF_PAPER = [name for name in experiment_names() if not name.startswith(("front", "mixed-precision", "sage-x"))]
 
 
 def refused(path):
@@ -228,3 +231,11 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, content, problem):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     assert problem in refused(path)
+
+
+def test_the_ablation_leaves_out_each_ingredient_of_sage_x_from_a_row_that_is_there_too():
+    rows = [dict(row.options) for row in load_experiment("sage-x-ablation").rows if row.method == "sage-x"]
+    left_out = [options.pop("without", []) for options in rows]
+    assert sorted(name for names in left_out for name in names) == sorted(get_args(Ingredient))
+    whole = [options for options, names in zip(rows, left_out, strict=True) if not names]
+    assert all(options in whole for options in rows)
