@@ -23,6 +23,7 @@ _SPECIAL = {
 # Points that a page of one column has, the narrowest that tables must fit; sizes of type with the width of a letter.
 _PAGE = 395.0
 _SIZES = ((r"\small", 5.1, 4.0), (r"\footnotesize", 4.6, 3.0), (r"\scriptsize", 4.1, 2.0))
+_SHRINK = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"
 _WRAP = 18  # letters of a cell of text before it takes another line
 _DECIMAL = re.compile(r"([+-]?)(\d+)(?:\.(\d+))?")
 
@@ -30,8 +31,10 @@ _DECIMAL = re.compile(r"([+-]?)(\d+)(?:\.(\d+))?")
 def render_latex(document: Document) -> str:
     """The page as LaTeX text: tables only, to be read with \\input."""
     head = [f"% {' '.join(line.split())}" for line in (*document.origin, document.title, *document.notes)]
-    head.append(r"% Needs \usepackage{booktabs} and \usepackage{siunitx}, version 3.")
-    return "\n".join(head) + "\n\n" + "\n".join(_table(table) for table in document.tables)
+    tables = [_table(table) for table in document.tables]
+    shrinking = r", \usepackage{graphicx}" if any(r"\resizebox" in table for table in tables) else ""
+    head.append(rf"% Needs \usepackage{{booktabs}}{shrinking} and \usepackage{{siunitx}}, version 3.")
+    return "\n".join(head) + "\n\n" + "\n".join(tables)
 
 
 def escape_latex(text: str) -> str:
@@ -86,7 +89,9 @@ def _table(table: Table) -> str:
     sentences = [_sentence(text) for text in (table.title, *table.caption)]
     shown = _shown(table)
     forms = [_form(table.columns[place], [row[place] for row in table.rows]) for place in shown]
-    size, gap = _size(forms)
+    size, gap, fits = _size(forms)
+    # The widest tables shrink on a page of one column and stand as they are on a wider one.
+    before, after = ((), ()) if fits else ((r"\sbox0{%",), (_SHRINK,))
     lines = [
         # Both columns of the page: ten columns of numbers do not fit into one.
         r"\begin{table*}[t]",
@@ -96,13 +101,15 @@ def _table(table: Table) -> str:
         r"\sisetup{detect-weight=true,retain-explicit-plus=true}",
         rf"\caption{{{' '.join(sentences)}}}",
         rf"\label{{tab:{table.name}}}",
+        *before,
         rf"\begin{{tabular}}{{@{{}}{''.join(form.spec for form in forms)}@{{}}}}",
         r"\toprule",
         _row(form.head for form in forms),
         r"\midrule",
         *(_row(form.cell(row[place]) for place, form in zip(shown, forms, strict=True)) for row in table.rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}" if fits else r"\end{tabular}}%",
+        *after,
         *_below(table),
         r"\end{table*}",
     ]
@@ -137,11 +144,14 @@ def _form(column: Column, cells: Sequence[Cell]) -> _Form:
     return _Form(column, shape, bool(tails), marks, max(head, letters))
 
 
-def _size(forms: Sequence[_Form]) -> tuple[str, float]:
-    """The largest type, with its gap between columns in points, in which the table fits the narrowest page."""
+def _size(forms: Sequence[_Form]) -> tuple[str, float, bool]:
+    """The largest type, with its gap between columns in points, in which the table fits the narrowest page; False
+    with the smallest if it fits in none."""
     letters = sum(form.letters for form in forms)
-    fitting = ((size, gap) for size, letter, gap in _SIZES if letters * letter + 2 * gap * (len(forms) - 1) <= _PAGE)
-    return next(fitting, (_SIZES[-1][0], _SIZES[-1][2]))
+    for size, letter, gap in _SIZES:
+        if letters * letter + 2 * gap * (len(forms) - 1) <= _PAGE:
+            return size, gap, True
+    return _SIZES[-1][0], _SIZES[-1][2], False
 
 
 def _letters(cell: Cell) -> float:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from harness.report import formatting
 from harness.report.console import show_table
-from harness.report.latex import escape_latex
+from harness.report.document import Cell, Column, Document, Table
+from harness.report.latex import escape_latex, render_latex
 from harness.report.layout import build_document
 from harness.report.markdown import escape_markdown
 from harness.report.tables import write_table
@@ -133,6 +134,19 @@ def test_latex_tables_balance_and_every_row_has_every_column(plan, records, clai
         "sisetup", "multicolumn", "bfseries", "scriptsize",
         "belowcaptionskip", "enspace",
     }  # fmt: skip
+
+
+def test_a_latex_table_that_no_type_makes_fit_shrinks_to_the_page_and_says_what_that_needs():
+    def text(columns):
+        heads, cells = (Column((f"task{n}",)) for n in range(columns)), (Cell("64.00", " ± 3.40"),) * columns
+        return render_latex(Document("page", "Page", (), (Table("wide", "Wide", (), tuple(heads), (cells,)),), ()))
+
+    narrow, wide = text(6), text(12)
+    assert "resizebox" not in narrow and "graphicx" not in narrow
+    assert r"\usepackage{graphicx}" in wide
+    box, _, rest = wide.partition(r"\sbox0{%")[2].partition("\n\\end{tabular}}%\n")
+    assert box.startswith("\n\\begin{tabular}")
+    assert rest.startswith(r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi")
 
 
 def test_latex_numbers_are_aligned_on_their_decimal_marker_by_siunitx(plan, records, claims, tmp_path):

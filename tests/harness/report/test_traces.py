@@ -46,7 +46,11 @@ def numbers(part, skip=("layers", "weights", "spec", "environment")):
 
 
 def derived(record):
-    """The two figures that tables compute: the error of a perplexity, and nominal occupancy."""
+    """The figures that tables compute: the error of a perplexity, mean accuracy and its error, nominal occupancy."""
+    tasks = [entry for entry in record["metrics"] if entry["metric"] == "zeroshot"]
+    if tasks:
+        yield sum(entry["value"] for entry in tasks) / len(tasks)
+        yield math.sqrt(sum(entry["stderr"] ** 2 for entry in tasks)) / len(tasks)
     for entry in record["metrics"]:
         if entry["metric"] == "perplexity":
             yield entry["value"] * entry["nll_stderr"]
