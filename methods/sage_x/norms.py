@@ -40,8 +40,7 @@ def input_energies(view: ModelView) -> dict[str, Tensor]:
         for norm in filter(_is_norm, view.model.modules()):
             handles.append(norm.register_forward_hook(lambda norm, _, output: write(norm, output)))
         for name, linear in view.linears.items():
-            hook = lambda _, args, name=name: read(name, args[0])  # noqa: E731
-            handles.append(linear.register_forward_pre_hook(hook))
+            handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: read(name, args[0])))
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=next(view.model.parameters()).device)
         view.model(tokens, use_cache=False)
     finally:
