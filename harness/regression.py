@@ -2,8 +2,8 @@
 
 A baseline is a JSON file: the protocol, and for each method its options, what was measured, and how far that may be
 off. Tolerances come from measurements too: the same run with other numbers of threads, and on other processors
-(`widen`), whose sums are rounded in another order. Payload bits are counted and must be equal, except where a method
-lets its calibration decide how much it stores: then they too have moved in those runs.
+(`widen`), whose sums are rounded in another order. Payload bits are counted: they must be equal on all of them, so a
+baseline gives a method options with which its calibration does not decide how much is stored.
 """
 
 from __future__ import annotations
@@ -63,30 +63,32 @@ class Protocol(_Data):
 
 class Entry(_Data):
     """A method's baseline. spread: largest relative change of perplexity by other threads and processors.
-    payload_spread: the same for payload, in bits per weight. The numbers are None until they are measured."""
+    The numbers are None until they are measured."""
 
     options: dict[str, Any] = {}
     perplexity: float | None = Field(None, gt=0)
     payload_bits: float | None = Field(None, gt=0)
     spread: float | None = Field(None, ge=0)
-    payload_spread: float = Field(0.0, ge=0)
 
     @property
     def tolerance(self) -> float:
         """Relative change of perplexity that is not a regression."""
         return max(_FLOOR, _SPREADS * (self.spread or 0.0))
 
-    @property
-    def payload_tolerance(self) -> float:
-        """Change of payload, in bits per weight, that is not a regression; 0 where sizes do not depend on data."""
-        return _SPREADS * self.payload_spread
+    def widened(self, name: str, perplexity: float, payload_bits: float) -> Entry:
+        """The same baseline, whose spread covers this measurement of method `name` too.
 
-    def widened(self, perplexity: float, payload_bits: float) -> Entry:
-        """The same baseline, whose spreads cover this measurement too."""
-        assert self.perplexity is not None and self.payload_bits is not None
+        Raises InputError if the payload differs: other machines could not meet such a baseline.
+        """
+        assert self.perplexity is not None
+        if payload_bits != self.payload_bits:
+            raise InputError(
+                f"{name} with {self.options or 'its default options'} stores {payload_bits!r} bits per weight here and "
+                f"{self.payload_bits!r} where its baseline was measured; give it options with which its size does not "
+                "depend on how sums are rounded"
+            )
         spread = max(self.spread or 0.0, _relative(perplexity, self.perplexity))
-        payload_spread = max(self.payload_spread, abs(payload_bits - self.payload_bits))
-        return self.model_copy(update={"spread": spread, "payload_spread": payload_spread})
+        return self.model_copy(update={"spread": spread})
 
 
 class Baseline(_Data):
@@ -169,9 +171,12 @@ def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambd
         value, bits = _measure(name, options, baseline.protocol, baseline.protocol.threads)
         entry = Entry(options=options, perplexity=value, payload_bits=bits, spread=0.0)
         for threads in _OTHER_THREADS:
-            entry = entry.widened(*_measure(name, options, baseline.protocol, threads))
+            entry = entry.widened(name, *_measure(name, options, baseline.protocol, threads))
         entries[name] = entry
-    return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": [_machine()]})
+    # A part measured anew leaves the rest as it was measured before.
+    before = baseline.measured_on if methods else []
+    measured_on = before if (machine := _machine()) in before else [*before, machine]
+    return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": measured_on})
 
 
 def widen(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
@@ -185,7 +190,7 @@ def widen(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda
             raise InputError(f"method {name!r} has no numbers to widen; measure them: --update --methods {name}")
         watch(name)
         for threads in (baseline.protocol.threads, *_OTHER_THREADS):
-            entry = entry.widened(*_measure(name, entry.options, baseline.protocol, threads))
+            entry = entry.widened(name, *_measure(name, entry.options, baseline.protocol, threads))
         entries[name] = entry
     return baseline.model_copy(update={"methods": entries, "measured_on": [*baseline.measured_on, _machine()]})
 
@@ -239,9 +244,8 @@ def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
             warning = f"{said}; to hold on to it: --update"
         else:
             problems.append(said)
-    if abs(bits - entry.payload_bits) > entry.payload_tolerance:
-        give = f" within {entry.payload_tolerance:.2g}" if entry.payload_tolerance else ""
-        problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}{give}")
+    if bits != entry.payload_bits:
+        problems.append(f"payload is {bits!r} bits per weight, must be {entry.payload_bits!r}")
     problem = "; ".join(problems) + ("; if that is meant: --update" if problems else "")
     return Check(name, entry, value, bits, problem or None, seconds, warning)
 

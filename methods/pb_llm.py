@@ -1,14 +1,16 @@
 """PB-LLM (the post-training part, "GPTQ-PB"): a few salient weights keep 8 bits, the others keep their sign.
 
 Source: Shang et al. 2023, arXiv 2310.00034, section 3; hahnyuan/PB-LLM fe85da9. The mask and all constants come from
-the weights before compensation; then GPTQ's column loop rounds each weight to its own grid. Two defects of the released
-code are switched by `faithful`:
+the weights before compensation; then GPTQ's column loop rounds each weight to its own grid. Three defects of the
+released code are switched by `faithful`:
 
 - its mean and scale of binarized weights run over whole rows with zeros at salient positions, which shrinks the scale
   by about the binarized share;
 - inputs that never fired are zeroed, rank lowest and take part in every fit. By default they are left out of ranking
   and fits, and their own weights are binarized: a sign costs one bit either way, and still means something if the input
   wakes up.
+- weights that tie with the threshold are all binarized; where weights come from a grid many tie, and rounding decides
+  how many. By default the first of them are salient, until the share is what was asked for.
 
 sign(0) is 0 in the released code, so a weight equal to its mean decodes to the mean; here to mean + scale (a stored
 sign has no third value).
@@ -45,7 +47,7 @@ class PbLlmConfig(CompensationConfig):
         -1, ge=-1, description="columns that share a ranking and binarization constants; -1 for all of them"
     )
     faithful: bool = Field(
-        False, description="shrunken binary scale and binarized dead inputs, as the released code has"
+        False, description="shrunken binary scale, binarized dead inputs and ties, as the released code has"
     )
 
 
@@ -101,7 +103,12 @@ class PbLlm(QuantizationMethod):
             values = importance[:, start : start + group_size]
             unranked = len(values) * int(skipped[start : start + group_size].sum())
             rank = unranked + math.floor((values.numel() - unranked) * (1 - self.config.salient_fraction))
-            groups.append(values > _ranked(values.flatten(), min(rank, values.numel() - 1)))
+            rank = min(rank, values.numel() - 1)
+            threshold = _ranked(values.flatten(), rank)
+            salient = values > threshold
+            if not self.config.faithful and unranked < values.numel():
+                _admit(salient, values == threshold, values.numel() - 1 - rank - int(salient.sum()))
+            groups.append(salient)
         return torch.cat(groups, dim=1)
 
     def _binary_constants(
@@ -120,6 +127,12 @@ class PbLlm(QuantizationMethod):
             means.append(mean)
             scales.append(scale)
         return store(torch.cat(means, dim=1), self.scale_dtype), store(torch.cat(scales, dim=1), self.scale_dtype)
+
+
+def _admit(salient: Tensor, tied: Tensor, missing: int) -> None:
+    """Mark the first `missing` of `tied` in `salient`, both [m, k] bool: ties are frequent on a grid's weights."""
+    row, column = tied.nonzero()[:missing].unbind(dim=1)
+    salient[row, column] = True
 
 
 def _ranked(values: Tensor, rank: int) -> Tensor:

@@ -32,7 +32,7 @@ class Divergence:
     for paired comparisons. dtype: of the model's logits; reference_dtype: of the reference's."""
 
     value: float
-    stderr: float
+    stderr: float | None
     kl_median: float
     kl_p99: float
     same_top: float
@@ -83,7 +83,7 @@ def divergence(
     median, p99 = np.percentile(kl, [50, 99])
     return Divergence(
         value=float(kl.mean()),
-        stderr=float(by_window.std(ddof=1) / math.sqrt(len(kl))) if len(kl) > 1 else 0.0,
+        stderr=float(by_window.std(ddof=1) / math.sqrt(len(kl))) if len(kl) > 1 else None,
         kl_median=float(median),
         kl_p99=float(p99),
         same_top=same / kl.size,

@@ -8,6 +8,7 @@ the schedule are this project's. Trained anew for each matrix. Two dense product
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +18,11 @@ _FEATURES = 64
 _HIDDEN = 64
 _LEARNING_RATE = 5e-3
 _TEMPERATURES = (1.0, 0.1)
-# Weight of the squared distance from the asked average, beside an error of order one.
-_AVERAGE_WEIGHT = 2.0
+# The constraint on the average (an augmented Lagrangian): weight of its square, what a bit costs at first beside the
+# logarithm of the error, and how fast that price follows what is missing. Each bit divides a rounding error by four.
+_AVERAGE_WEIGHT = 4.0
+_FIRST_PRICE = math.log(4)
+_PRICE_RATE = 0.03
 # Wider graphs keep the strongest edges of each node alone.
 _DENSE_NODES = 8192
 _EDGES = 32
@@ -83,6 +87,7 @@ def train_allocator(
     mixed = adjacency @ features
     first, last = _TEMPERATURES
     chosen = torch.full((features.shape[0],), nearest, device=features.device)
+    price = _FIRST_PRICE
     with torch.enable_grad():
         for step in range(steps):
             hidden = torch.relu(mixed @ theta[0])
@@ -94,7 +99,11 @@ def train_allocator(
             hard = torch.nn.functional.one_hot(chosen, len(choices)).to(soft)
             taken = hard + soft - soft.detach()
             distance = (taken @ bits).mean() - average
-            loss = (taken * relative).sum() + _AVERAGE_WEIGHT * distance.square()
+            # The logarithm, at a fixed price, keeps columns from going to one width all together: there as everywhere
+            # a bit more for all of them is worth just what it costs.
+            error = (taken * relative).sum().clamp(min=1e-30).log()
+            loss = error + price * distance + _AVERAGE_WEIGHT * distance.square()
+            price += _PRICE_RATE * float(distance.detach())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

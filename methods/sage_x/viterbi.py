@@ -4,7 +4,7 @@ A state of L bits steps by its pattern's k new bits a weight, and the weight's v
 the best path is found by the Viterbi algorithm (Ungerboeck 1982; Marcellin and Fischer 1990). The stream of a segment
 is circular, so that no start state is stored (tail-biting). As in QTIP (arXiv 2406.11235, section 3.2) two searches do:
 one around the seam that says which L - k bits a good path has there, and one over the segment that begins and ends
-with them. viterbi.cpp does the same, bit for bit, some hundred times faster.
+with them. viterbi.cpp does the same, bit for bit, and much faster.
 """
 
 from __future__ import annotations

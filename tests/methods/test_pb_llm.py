@@ -111,6 +111,20 @@ def test_salient_weights_are_those_above_the_group_threshold(metric, group_size)
         assert torch.equal(packed.mask()[:, start : start + size], values > threshold)
 
 
+@pytest.mark.parametrize("metric", ["hessian", "magnitude"])
+def test_ties_at_the_threshold_do_not_change_the_salient_share_unless_faithful(metric):
+    weight, statistics = problem(16, 320)
+    weight = weight.mul(2).round() / 2  # so few values that every threshold is met by many
+    shares = {}
+    for is_faithful in (False, True):
+        method = create_method("pb-llm", metric=metric, group_size=64, faithful=is_faithful)
+        mask = method.quantize_linear(weight, statistics).mask()
+        shares[is_faithful] = [int(part.sum()) for part in mask.split(64, dim=1)]
+    # Above rank floor(0.9 * 1024), as without ties.
+    assert shares[False] == [1024 - 921 - 1] * 5
+    assert sum(shares[True]) < sum(shares[False])
+
+
 def test_squared_error_is_the_true_trace_with_the_damped_hessian():
     weight, statistics = problem(24, 160)
     context = LayerContext()

@@ -1,5 +1,7 @@
 """Compile every kernel for a GPU that need not be there: `python compile_kernels.py 90`.
 
+With a second argument only those without it in their names.
+
 Prints a line a kernel: its name, the bytes of registers that spill, and the bytes of shared memory.
 """
 
@@ -96,6 +98,8 @@ def spilled_bytes(compiled):
 
 
 if __name__ == "__main__":
+    target, *without = sys.argv[1:]
     for name, kernel, constants, types in variants():
-        compiled = compile_kernel(kernel, int(sys.argv[1]), constants, types)
-        print(name, spilled_bytes(compiled), compiled.metadata.shared, flush=True)
+        if not any(part in name for part in without):
+            compiled = compile_kernel(kernel, int(target), constants, types)
+            print(name, spilled_bytes(compiled), compiled.metadata.shared, flush=True)
