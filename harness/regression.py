@@ -2,8 +2,8 @@
 
 A baseline is a JSON file: the protocol, and for each method its options, what was measured, and how far that may be
 off. Tolerances come from measurements too: the same run with other numbers of threads, and on other processors
-(`widen`), whose sums are rounded in another order. Payload bits are counted: they must be equal on all of them, so a
-baseline gives a method options with which its calibration does not decide how much is stored.
+(`widen`), whose sums are rounded in another order. Payload bits are counted, and must come out equal on all of them:
+where a method lets its calibration decide how much it stores, its options in the baseline are such that it does not.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from methods import create_method
 from methods.registry import builtin_method_names, method_names
 from methods.validation import explain
 
-# A figure may be off by this many times the largest difference that other threads and processors have made ...
+# Perplexity may be off by this many times the largest difference that other threads and processors have made ...
 _SPREADS = 3.0
-# ... and perplexity by this share in any case.
+# ... and by this share in any case.
 _FLOOR = 0.002
 # Thread counts of the spread, besides the protocol's own.
 _OTHER_THREADS = (1, 3)
@@ -78,14 +78,14 @@ class Entry(_Data):
     def widened(self, name: str, perplexity: float, payload_bits: float) -> Entry:
         """The same baseline, whose spread covers this measurement of method `name` too.
 
-        Raises InputError if the payload differs: other machines could not meet such a baseline.
+        Raises InputError if the payload differs: not every machine could meet such a baseline.
         """
         assert self.perplexity is not None
         if payload_bits != self.payload_bits:
             raise InputError(
-                f"{name} with {self.options or 'its default options'} stores {payload_bits!r} bits per weight here and "
-                f"{self.payload_bits!r} where its baseline was measured; give it options with which its size does not "
-                "depend on how sums are rounded"
+                f"{name} with {self.options or 'its default options'} stores {payload_bits!r} bits per weight in one "
+                f"run and {self.payload_bits!r} in another; if the baseline is of older code: --update --methods "
+                f"{name}; if not, its size depends on how sums are rounded: give it other options in the baseline"
             )
         spread = max(self.spread or 0.0, _relative(perplexity, self.perplexity))
         return self.model_copy(update={"spread": spread})
@@ -161,7 +161,8 @@ def check(
 def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
     """The baseline with numbers measured now, for all of its methods and those it lacks, or for `methods` alone.
 
-    A method that it lacks is added with its default options.
+    A method that it lacks is added with its default options. The spread is that of this machine alone; `widen` adds
+    those of others. Raises InputError for a size that depends on the number of threads.
     """
     _check_names(methods, baseline)
     entries = {name: entry for name, entry in baseline.methods.items() if name in method_names()}
@@ -174,14 +175,13 @@ def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambd
             entry = entry.widened(name, *_measure(name, options, baseline.protocol, threads))
         entries[name] = entry
     # A part measured anew leaves the rest as it was measured before.
-    before = baseline.measured_on if methods else []
-    measured_on = before if (machine := _machine()) in before else [*before, machine]
+    measured_on = _with_this_machine(baseline.measured_on if methods else [])
     return baseline.model_copy(update={"methods": dict(sorted(entries.items())), "measured_on": measured_on})
 
 
 def widen(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
     """The baseline with the same numbers, its spreads widened by what is measured on this machine: for another
-    processor, whose differences are none of the code's."""
+    processor, whose differences are none of the code's. Raises InputError for a size that is another one here."""
     _check_names(methods, baseline)
     entries = dict(baseline.methods)
     for name in methods or sorted(entries):
@@ -192,13 +192,14 @@ def widen(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda
         for threads in (baseline.protocol.threads, *_OTHER_THREADS):
             entry = entry.widened(name, *_measure(name, entry.options, baseline.protocol, threads))
         entries[name] = entry
-    return baseline.model_copy(update={"methods": entries, "measured_on": [*baseline.measured_on, _machine()]})
+    return baseline.model_copy(update={"methods": entries, "measured_on": _with_this_machine(baseline.measured_on)})
 
 
-def _machine() -> dict[str, Any]:
-    """What a measurement depends on besides the code."""
+def _with_this_machine(machines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`machines` and this one, once: what a measurement depends on besides the code."""
     found = environment_record()
-    return {key: found[key] for key in ("python", "platform", "packages", "cpu", "cpu_capability")}
+    machine = {key: found[key] for key in ("python", "platform", "packages", "cpu", "cpu_capability")}
+    return machines if machine in machines else [*machines, machine]
 
 
 def save_baseline(path: Path, baseline: Baseline) -> None:

@@ -10,7 +10,7 @@ released code are switched by `faithful`:
   and fits, and their own weights are binarized: a sign costs one bit either way, and still means something if the input
   wakes up.
 - weights that tie with the threshold are all binarized; where weights come from a grid many tie, and rounding decides
-  how many. By default the first of them are salient, until the share is what was asked for.
+  how many. By default the first of them, row by row, are salient: as many weights as without ties.
 
 sign(0) is 0 in the released code, so a weight equal to its mean decodes to the mean; here to mean + scale (a stored
 sign has no third value).
@@ -94,7 +94,8 @@ class PbLlm(QuantizationMethod):
         return NominalBits(weight=(1 - fraction) + self.config.salient_bits * fraction, scale=0.0)
 
     def _salient(self, weight: Tensor, factor: InverseFactor, group_size: int) -> Tensor:
-        """[m, n] bool: the weights whose metric exceeds the threshold of their column group (all rows together)."""
+        """[m, n] bool: the weights whose metric exceeds the threshold of their column group (all rows together), and,
+        unless `faithful`, as many of those that tie with it as would without ties."""
         importance = weight.abs() if self.config.metric == "magnitude" else (weight / factor.diagonal()).square_()
         skipped = torch.zeros_like(factor.dead) if self.config.faithful else factor.dead
         importance[:, skipped] = -1  # ranks below every weight, so it never exceeds a threshold

@@ -27,9 +27,12 @@ _ROWS = 128
 
 @dataclass(frozen=True)
 class Divergence:
-    """value: mean KL in nats a token; stderr: its standard error over windows. kl_median, kl_p99: over tokens.
-    same_top: share of tokens in [0, 1]. rms_target: of P(target) - P_ref(target). window_kl: mean KL of each window,
-    for paired comparisons. dtype: of the model's logits; reference_dtype: of the reference's."""
+    """value: mean KL in nats a token; stderr: its standard error over windows, None for a single one.
+
+    kl_median, kl_p99: over tokens. same_top: share of tokens in [0, 1]. rms_target: of P(target) - P_ref(target).
+    window_kl: mean KL of each window, for paired comparisons. dtype: of the model's logits; reference_dtype: of the
+    reference's.
+    """
 
     value: float
     stderr: float | None

@@ -2,8 +2,9 @@
 
 Source: Liu et al. 2025, MG-PTQ, arXiv 2501.18154, for the parts: column nodes with the column's weights as features,
 edges from the Cholesky factor of the inverse Hessian, two graph convolutions, a feed-forward allocator, an error plus
-average-bit objective with an approximate gradient. The sizes, the projection of the features, the surrogate error and
-the schedule are this project's. Trained anew for each matrix. Two dense products do not earn a graph library.
+average-bit objective with an approximate gradient. The sizes, the projection of the features, the surrogate error, its
+logarithm, the price of a bit and the schedule are this project's. Trained anew for each matrix. Two dense products do
+not earn a graph library.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def train_allocator(
     mixed = adjacency @ features
     first, last = _TEMPERATURES
     chosen = torch.full((features.shape[0],), nearest, device=features.device)
-    price = _FIRST_PRICE
+    price = torch.tensor(_FIRST_PRICE, device=features.device)
     with torch.enable_grad():
         for step in range(steps):
             hidden = torch.relu(mixed @ theta[0])
@@ -99,11 +100,11 @@ def train_allocator(
             hard = torch.nn.functional.one_hot(chosen, len(choices)).to(soft)
             taken = hard + soft - soft.detach()
             distance = (taken @ bits).mean() - average
-            # The logarithm, at a fixed price, keeps columns from going to one width all together: there as everywhere
-            # a bit more for all of them is worth just what it costs.
+            # By its logarithm, so that columns do not go to one width all together: a bit more for every one of them
+            # then costs about what it gains, wherever they are.
             error = (taken * relative).sum().clamp(min=1e-30).log()
             loss = error + price * distance + _AVERAGE_WEIGHT * distance.square()
-            price += _PRICE_RATE * float(distance.detach())
+            price = price + _PRICE_RATE * distance.detach()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

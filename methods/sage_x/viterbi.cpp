@@ -4,7 +4,7 @@
 // s' = ((s << k) mod 2^L) | c, so that the predecessors of a run of 2^k states lie 2^(L-k) apart, in whole vectors, and
 // all that tells these successors apart is their own distance. So only the costs before that distance are kept, one for
 // each head s' >> k: what a state costs is put together where the next step looks at it.
-// Plain vector extensions of GCC and Clang, as wide as the machine's: wider ones are taken apart badly.
+// Plain vector extensions of GCC and Clang. Those wider than the machine's are taken apart badly: hence two widths.
 
 #include <cstdint>
 #include <cstring>
@@ -139,12 +139,13 @@ struct Segment {
     }
 
     void encode(int warmup, uint8_t* codes, float* values, Scratch& scratch) const {
+        if (length == 0) return;
         const int seam_heads = states >> width(0);
         // First an unconstrained search around the seam: which state does a good path have there?
         const int before = warmup < length / 2 ? warmup : length / 2;
         scratch.best.assign(states / 2 + W, 0.0f);
         forward(length - before, 2 * before, scratch);
-        int state = cheapest(before - 1, 0, states, 1, scratch);
+        int state = before > 0 ? cheapest(before - 1, 0, states, 1, scratch) : 0;
         for (int t = before - 1; t >= 0; --t) state = previous(state, t, before + t, scratch);
         const int overlap = state & (seam_heads - 1);
         // Then the whole segment, beginning and ending with that overlap.

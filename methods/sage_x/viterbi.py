@@ -39,7 +39,8 @@ def encode_segments(targets: Tensor, starts: Tensor, rate_class: int) -> tuple[T
 def search(targets: Tensor, starts: Tensor, widths: tuple[int, ...], table: Tensor) -> tuple[Tensor, Tensor]:
     """The same for any table [2^L], float32, whose index has the newest bit lowest."""
     encode = compiled() if targets.device.type == "cpu" else None
-    if encode is None or not 16 << max(widths) <= table.numel() <= 1 << 12:  # vectors of 16 states; see viterbi.cpp
+    # Its vectors have up to 16 lanes, its steps 7 bits.
+    if encode is None or max(widths) > 7 or not 16 << max(widths) <= table.numel() <= 1 << 12:
         return _search_torch(targets, starts.tolist(), widths, table)
     targets, starts = targets.contiguous(), starts.contiguous()
     codes, values = torch.empty(targets.shape, dtype=torch.uint8), torch.empty_like(targets)

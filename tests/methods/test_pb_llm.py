@@ -112,17 +112,19 @@ def test_salient_weights_are_those_above_the_group_threshold(metric, group_size)
 
 
 @pytest.mark.parametrize("metric", ["hessian", "magnitude"])
-def test_ties_at_the_threshold_do_not_change_the_salient_share_unless_faithful(metric):
-    weight, statistics = problem(16, 320)
-    weight = weight.mul(2).round() / 2  # so few values that every threshold is met by many
+@pytest.mark.parametrize("dead", [None, 5])
+def test_ties_at_the_threshold_do_not_change_the_salient_share_unless_faithful(metric, dead):
+    weight, statistics = problem(16, 320, dead=dead)
+    weight = weight.mul(40).round() / 40  # so few values that every threshold is met by several
     shares = {}
     for is_faithful in (False, True):
         method = create_method("pb-llm", metric=metric, group_size=64, faithful=is_faithful)
         mask = method.quantize_linear(weight, statistics).mask()
         shares[is_faithful] = [int(part.sum()) for part in mask.split(64, dim=1)]
-    # Above rank floor(0.9 * 1024), as without ties.
-    assert shares[False] == [1024 - 921 - 1] * 5
-    assert sum(shares[True]) < sum(shares[False])
+    # Above rank floor(0.9 * 1024), as without ties; a dead input's 16 weights are not ranked.
+    with_dead = 1024 - 16 - math.floor(0.9 * (1024 - 16)) - 1
+    assert shares[False] == [102 if dead is None else with_dead, 102, 102, 102, 102]
+    assert 0 < sum(shares[True]) < sum(shares[False])
 
 
 def test_squared_error_is_the_true_trace_with_the_damped_hessian():

@@ -102,6 +102,17 @@ def test_a_limit_takes_the_first_windows_and_is_visible():
     assert (found.windows, found.windows_available, found.tokens, len(found.window_kl)) == (3, 10, 93, 3)
 
 
+def test_the_error_of_a_single_window_is_not_known():
+    ids = tiny.tokens(1, 64).flatten()
+    model = noisy(tiny.build())
+    found = [
+        divergence(model, ids, build_reference("k", tiny.build(), cut_windows(ids, 32, limit)), context=32, limit=limit)
+        for limit in (1, 2)
+    ]
+    assert found[0].stderr is None
+    assert found[1].stderr > 0
+
+
 def test_a_reference_of_other_windows_is_refused():
     ids = tiny.tokens(1, 96).flatten()
     reference = build_reference("k", tiny.build(), cut_windows(ids, 32, 2))

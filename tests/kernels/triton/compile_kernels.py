@@ -1,6 +1,6 @@
 """Compile every kernel for a GPU that need not be there: `python compile_kernels.py 90`.
 
-With a second argument only those without it in their names.
+With more arguments only those that have none of them in their names.
 
 Prints a line a kernel: its name, the bytes of registers that spill, and the bytes of shared memory.
 """

@@ -87,6 +87,21 @@ def test_the_network_learns_and_does_not_beat_the_optimum_of_its_own_model():
     assert facts["modelled_error_of_knapsack"] <= facts["modelled_error"]
 
 
+@pytest.mark.parametrize("average", [1.5, 2.0, 3.0])
+def test_columns_that_are_nearly_alike_do_not_go_to_one_width_together(average):
+    generator = torch.Generator().manual_seed(1)
+    statistics = LayerStatistics.from_inputs(torch.randn(4, 256, 192, generator=generator))
+    context = LayerContext()
+    mg_ptq(0.05 * torch.randn(64, 192, generator=generator), statistics, context, average_bits=average, steps=200)
+    assert abs(context.facts["average_before_repair"] - average) < 0.2
+
+
+def test_of_two_widths_half_the_columns_have_each_at_their_mean():
+    weight, statistics = layer()
+    packed = mg_ptq(weight, statistics, bit_choices=[2, 4], average_bits=3.0, group_size=-1)
+    assert packed.column_widths().bincount().tolist() == [0, 0, 80, 0, 80]
+
+
 def test_allotted_bits_lose_less_than_equal_bits_where_inputs_are_unequal():
     weight, statistics = layer()
     equal = create_method("gptq", bits=2, group_size=32).quantize_linear(weight, statistics).decode()

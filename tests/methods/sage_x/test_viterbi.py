@@ -75,6 +75,22 @@ def test_with_and_without_a_compiler_the_codes_are_the_same(rate_class, monkeypa
     assert torch.equal(compiled[1], plain[1])
 
 
+@pytest.mark.skipif(viterbi.compiled() is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("widths", "bits"), [((1,), 12), ((1,), 5), ((2,), 6), ((7,), 11), ((7, 1), 12), ((1, 7), 12), ((2, 5, 3), 10)]
+)
+def test_the_compiled_search_is_the_plain_one_for_any_pattern_table_and_length(widths, bits, monkeypatch):
+    # Around twice the warm-up the search at the seam stops being the whole segment.
+    starts = torch.tensor([0, 3, 15, *itertools.accumulate([95, 96, 97, 256], initial=28)])
+    x = (normal(int(starts[-1])) * 8).round() / 8
+    table = (normal(1 << bits, seed=bits) * 16).round() / 16
+    compiled = search(x, starts, widths, table)
+    monkeypatch.setattr(viterbi, "compiled", lambda: None)
+    plain = search(x, starts, widths, table)
+    assert torch.equal(compiled[0], plain[0])
+    assert torch.equal(compiled[1], plain[1])
+
+
 def test_threads_do_not_change_the_codes():
     x, starts = normal(6 * 64), torch.arange(0, 6 * 64 + 1, 64)
     before = torch.get_num_threads()
