@@ -8,7 +8,6 @@ trellis runs down a column, so feedback stays exact column by column, and decodi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +62,7 @@ def encode_matrix(
     scales = row_scales(weight, recipe, importance)
     target = rotated(weight, scales, recipe)
     rows, columns = weight.shape
-    # Whole bytes: a budget that was made from bytes must not lose one on its way through bits per weight.
-    stream_bytes = math.floor(budget * rows * columns / 8 + 1e-6) - overhead_bytes(rows, columns, recipe.scale_dtype)
+    stream_bytes = budget * rows * columns / 8 - overhead_bytes(rows, columns, recipe.scale_dtype)
     energy = target.square().mean(dim=0)
     if pivots is None:
         prices = energy if inputs is None else energy * inputs.to(energy)
