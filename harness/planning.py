@@ -62,6 +62,7 @@ class Choices:
     seed: int = 0
     reparameterize: bool = False
     synthetic: bool = False  # random weights of the model's shapes, where speed and memory are measured
+    elsewhere: bool = False  # runs go to other machines, whose devices cannot be looked at from here
 
     def suited_to(self, experiment: Experiment) -> Choices:
         """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
@@ -199,7 +200,7 @@ def _model_spec(
     name: str, choices: Choices, profile: Profile, experiment: Experiment | None = None
 ) -> tuple[ModelSpec, str]:
     device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
+    _check_device(device, choices.elsewhere)
     # A GPU-less machine computes in half precision at a crawl or not at all; what it decodes with is 16 bits wide.
     on_cpu = "bfloat16" if experiment is not None and experiment.decode else "float32"
     dtype = choices.dtype or (on_cpu if device == "cpu" else profile.dtype)
@@ -219,10 +220,10 @@ def _model_spec(
     return validated(ModelSpec, values, "model"), source.family
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, elsewhere: bool) -> None:
     if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
         raise InputError(f"device {device!r} is unknown; use cpu, cuda or cuda:N")
-    if device == "cpu":
+    if device == "cpu" or elsewhere:
         return
     if not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA device; use --device cpu")

@@ -68,12 +68,9 @@ def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool
     if force:
         return
     for spec in list(plan.runs):
-        cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
-        if spec.model.device == "cpu":
-            free //= at_once
-        if cost <= free or store.load(spec.key) is not None:
+        needs = None if store.load(spec.key) is not None else lacking_memory(spec, at_once)
+        if needs is None:
             continue
-        needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
         if asked_for:
             raise InputError(f"{spec.describe()} {needs}; --force runs it all the same")
         plan.runs.remove(spec)
@@ -85,3 +82,11 @@ def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool
     # Without its reference a quantized run does not count.
     kept = {spec.key for spec in plan.runs}
     plan.runs = [spec for spec in plan.runs if plan.references.get(spec.key, spec.key) in kept]
+
+
+def lacking_memory(spec: RunSpec, at_once: int = 1) -> str | None:
+    """What `spec` needs and what is free, if it cannot fit in the memory of this machine beside at_once - 1 others."""
+    cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
+    if spec.model.device == "cpu":
+        free //= at_once
+    return None if cost <= free else f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

@@ -227,12 +227,19 @@ def _quantize_block(
     if method.stream == "both":
         view = replace(view, targets=outputs, unquantized=stream.unquantized)
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
+    activations = [tensor for tensor in (view.hidden, view.unquantized, view.targets) if tensor is not None]
+    versions = [tensor._version for tensor in activations]
     start = time.perf_counter()
     try:
         found = method.quantize_block(view, contexts)
     except NumericalError as error:
         raise NumericalError(f"{blocks.name(index, '').rstrip('.')}: {error}") from error
     seconds = (time.perf_counter() - start) / len(view.linears)
+    if versions != [tensor._version for tensor in activations]:
+        raise NumericalError(
+            f"method {method.name!r} changed the activations of {blocks.name(index, '').rstrip('.')} in place; it must "
+            "take a copy"
+        )
     parameters = dict(block.named_parameters())
     for name in found.folded:
         result.folded[blocks.name(index, name)] = parameters[name].detach().clone()

@@ -1,13 +1,13 @@
 """Quantized weights on disk, block by block as they are made: what an interrupted run goes on from, and what a second
 evaluation of the same weights needs no quantization for.
 
-An entry is a folder under a key that covers the model's files, the method and its options, the calibration text and the
-code:
+An entry is a folder under a key that covers the model's files, the method and its options, the calibration text, the
+code, and the machine and versions that decide the last bits (`run_conditions`): weights made under other ones are
+neither continued nor taken for those that this run would make.
 
     block-00003.safetensors         packed weights          block-00003.folded.safetensors   folded parameters, if any
     block-00003.json                log and checksums, written last: a block without it does not count
     stream.safetensors              activations in front of the first block that is not finished
-    conditions.json                 machine and versions: only under the same ones are the rest's bits the same
     quantized.json                  written last of all: an entry without it is unfinished
 
 Every file is written whole or not at all. A file that is damaged all the same (its checksum differs) is named in a
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from harness.assets import sha256_of
 from harness.cache import cache_folder, cache_limit, prune, require_space
+from harness.environment import cpu_name, package_versions
 from harness.layer_log import LayerLog
 from harness.quantize import QuantizedModel
 from kernels.atomic import remove_stale_parts, write_text
@@ -41,18 +42,18 @@ from kernels.tensor_files import save_tensors
 # Bytes kept in all; the entries used longest ago go first. SAGEBENCH_CACHE_GB overrides it.
 _DEFAULT_GB = 8.0
 _LOG = logging.getLogger(__name__)
+_COMPUTING = ("torch", "transformers", "numpy", "scipy", "scikit-learn")
 # What reading a damaged file can raise.
 _DAMAGE = (InputError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class QuantizedEntry:
-    """The entry of one key. conditions: what its bits depend on besides the key."""
+    """The entry of one key."""
 
-    def __init__(self, key: str, conditions: dict[str, Any] | None = None) -> None:
+    def __init__(self, key: str) -> None:
         self.folder = entry_folder(key)
         self.restored_blocks = 0
         self._blocks = 0
-        self._conditions = conditions or {}
         self._spent = 0.0
         self._since = time.perf_counter()
 
@@ -74,16 +75,9 @@ class QuantizedEntry:
         return whole, phases, size
 
     def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
-        """The finished blocks of an interrupted run, and the state of the stream of activations after them.
-
-        Nothing, if it ran under other conditions.
-        """
+        """The finished blocks of an interrupted run, and the state of the stream of activations after them."""
         self._since = time.perf_counter()
         remove_stale_parts(self.folder)
-        if not self._same_conditions():
-            self.clear()
-            write_text(self.folder / "conditions.json", json.dumps(self._conditions))
-            return [], None
         stream, wanted = self._read_stream()
         blocks: list[QuantizedModel] = []
         while (wanted is None or len(blocks) < wanted) and self._described(len(blocks)).is_file():
@@ -181,26 +175,18 @@ class QuantizedEntry:
             _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
             return None, 0
 
-    def _same_conditions(self) -> bool:
-        file = self.folder / "conditions.json"
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
-        except _DAMAGE as error:
-            _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
-            return False
-        if found != self._conditions:
-            _LOG.warning("%s was begun with %s, this is %s; quantizing from the first block again",
-                         self.folder, found, self._conditions)  # fmt: skip
-        return found == self._conditions
-
 
 def run_conditions(device: str) -> dict[str, Any]:
-    """What the bits of a run depend on besides its spec: torch, the device, and the number of threads."""
+    """What the bits of quantized weights depend on besides model, method, text and code: processors, threads, and the
+    versions of what computes."""
     kind = torch.device(device)
-    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+    return {
+        "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else "cpu",
+        "cpu": cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "packages": package_versions(_COMPUTING),
+    }
 
 
 def entry_folder(key: str) -> Path:

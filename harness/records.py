@@ -16,6 +16,8 @@ from kernels.atomic import write_text
 from kernels.errors import InputError
 
 FORMAT = 1
+# Speed and memory are measured on no text.
+_OF_THE_RUNTIME = ("decode", "memory")
 # Keys name files: nothing that could leave the folder.
 _KEY = re.compile(r"[0-9A-Za-z_-]+")
 
@@ -98,12 +100,17 @@ def _problem(record: Any, key: str) -> str | None:
     missing = [part for part in ("spec", "metrics", "ledger", "environment") if part not in record]
     if missing:
         return f"no {missing[0]!r}"
-    metrics, ledger = record["metrics"], record["ledger"]
+    odd = [part for part in ("spec", "ledger", "environment") if not isinstance(record[part], dict)]
+    if odd:
+        return f"{odd[0]!r} is no JSON object"
+    metrics = record["metrics"]
     if not (
         isinstance(metrics, list) and all(isinstance(m, dict) and {"metric", "value"} <= m.keys() for m in metrics)
     ):
         return "metrics without their values"
-    return None if isinstance(ledger, dict) and "payload_bits" in ledger else "a ledger without its bits"
+    if any("dataset" not in m for m in metrics if m["metric"] not in _OF_THE_RUNTIME):
+        return "metrics without their dataset"
+    return None if "payload_bits" in record["ledger"] else "a ledger without its bits"
 
 
 def _now() -> str:

@@ -16,8 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,13 @@ class Entry(_Data):
 
     @property
     def tolerance(self) -> float:
-        """Relative change of perplexity that is not a regression."""
+        """Distance of perplexities, as in `_relative`, that is noise."""
         return max(_FLOOR, _SPREADS * (self.spread or 0.0))
+
+    def noise(self, better: bool = False) -> float:
+        """The share by which a perplexity may be worse, or better, and be noise: what a change in percent is held
+        against."""
+        return -math.expm1(-self.tolerance) if better else math.expm1(self.tolerance)
 
     def widened(self, name: str, perplexity: float, payload_bits: float) -> Entry:
         """The same baseline, whose spread covers this measurement of method `name` too.
@@ -151,11 +158,26 @@ def check(
         return checks
     # Threads that wait for work would otherwise spin on the cores that another process needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for name, found in zip(names, pool.map(partial(_check_one, baseline), names), strict=True):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn) as pool:
+        futures = [pool.submit(_check_one, baseline, name) for name in names]
+        for name, future in zip(names, futures, strict=True):
             watch(name)
-            checks.append(found)
+            try:
+                checks.append(future.result())
+            except BrokenProcessPool:  # a process died, its own or another's: alone, it is known whose
+                checks.append(_check_alone(baseline, name, spawn))
     return checks
+
+
+def _check_alone(baseline: Baseline, name: str, spawn: BaseContext) -> Check:
+    """As `_check_one`, in a process that nothing else depends on."""
+    try:
+        with ProcessPoolExecutor(1, spawn) as pool:
+            return pool.submit(_check_one, baseline, name).result()
+    except BrokenProcessPool:
+        problem = "failed: its process died (the system does that when memory runs out)"
+        return Check(name, baseline.methods.get(name), None, None, problem)
 
 
 def update(baseline: Baseline, methods: Sequence[str] = (), watch: Watch = lambda name: None) -> Baseline:
@@ -239,7 +261,7 @@ def _compare(name: str, entry: Entry, protocol: Protocol) -> Check:
         better = change < 0
         said = (
             f"perplexity {value:.6g} is {abs(change):.2%} {'better' if better else 'worse'} than "
-            f"{entry.perplexity:.6g}, {entry.tolerance:.2%} is noise"
+            f"{entry.perplexity:.6g}, {entry.noise(better):.2%} is noise"
         )
         if better:
             warning = f"{said}; to hold on to it: --update"

@@ -13,7 +13,7 @@ from harness.engines.choice import choose_engine
 from harness.estimate import estimate
 from harness.experiments import load_experiment
 from harness.planning import Choices, NothingToMeasureError, Plan, plan_table
-from harness.preflight import check_memory, check_methods, check_output
+from harness.preflight import check_memory, check_methods, check_output, lacking_memory
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.report.saved import draw_plan, plan_path, render_page, render_plan
@@ -43,13 +43,19 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     force = arguments.force or arguments.engine == "ray"
     for plan in plans:
         check_methods(plan, store)
-        check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
+        if arguments.shard is None:
+            check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
     references = {key: reference for plan in plans for key, reference in plan.references.items()}
-    runs = _runs(plans) if arguments.shard is None else shard(_runs(plans), references, arguments.shard)
+    runs, refused = _runs(plans), {}
+    if arguments.shard is not None:
+        # Every task must cut the same list and save the same plan, whatever memory its machine has. So its own share
+        # is all that it looks at, and what does not fit fails: the plan keeps its row for a machine where it does.
+        runs = shard(runs, references, arguments.shard)
+        refused = {} if force else _too_large(runs, arguments.workers)
     reporter = TerminalReporter(console)
-    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine)
+    outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine, refused=refused)
     if arguments.save:
         for folder in save_finished(arguments.out, runs, store, reporter, renew=outcome.done):
             console.print(f"saved: {folder}", markup=False, soft_wrap=True)
@@ -90,7 +96,16 @@ def _runs(plans: Sequence[Plan]) -> list[RunSpec]:
     return list({spec.key: spec for plan in plans for spec in plan.runs}.values())
 
 
+def _too_large(runs: Sequence[RunSpec], at_once: int) -> dict[str, str]:
+    """Why runs do not fit in this machine's memory, by key."""
+    needs = {spec.key: lacking_memory(spec, at_once) for spec in runs}
+    return {key: f"{why}; --force runs it all the same" for key, why in needs.items() if why}
+
+
 def _choices(arguments: argparse.Namespace) -> Choices:
+    # On a cluster the devices are those of its nodes: what is asked of it tells, not what this machine has.
+    elsewhere = arguments.engine == "ray"
+    device = arguments.device or ("cuda" if elsewhere and arguments.gpus_per_run else None)
     return Choices(
         profile=arguments.profile,
         models=tuple(arguments.model),
@@ -105,7 +120,8 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         calibration_samples=arguments.calibration_samples,
         calibration_corpus=arguments.calibration_corpus,
         dtype=arguments.dtype,
-        device=arguments.device,
+        device=device,
+        elsewhere=elsewhere,
         seed=arguments.seed,
         reparameterize=arguments.reparameterize,
         synthetic=arguments.synthetic,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -183,8 +184,9 @@ def quantize_or_load(
     The unquantized model is not kept: it is made at once, and would be by far the largest entry.
     """
     text_hash = "" if calibration is None else calibration[0].sha256
-    key = spec.quantization_key(loaded.sha256, text_hash, quantization_fingerprint())
-    entry = None if method.name == UNQUANTIZED else QuantizedEntry(key, run_conditions(spec.model.device))
+    conditions = json.dumps(run_conditions(spec.model.device), sort_keys=True)
+    key = spec.quantization_key(loaded.sha256, text_hash, quantization_fingerprint(), conditions)
+    entry = None if method.name == UNQUANTIZED else QuantizedEntry(key)
     if entry is not None and fresh:
         entry.clear()
     cached = None if entry is None else entry.load()

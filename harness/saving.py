@@ -14,9 +14,8 @@ import yaml
 from rich.console import Console
 
 from harness.checkpoint.write import check_target, write_checkpoint
-from harness.estimate import available_memory, estimate
 from harness.planning import Choices, plan_quantization
-from harness.preflight import check_method
+from harness.preflight import check_method, lacking_memory
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
 from harness.runner import UNQUANTIZED, Keep, NoOpError, run
@@ -73,9 +72,7 @@ def quantize(arguments: argparse.Namespace) -> int:
     spec = plan_quantization(arguments.model, arguments.method, parse_options(arguments.option), choices)
     check_target(arguments.out, arguments.max_shard_size)
     check_method(spec)
-    cost, free = estimate(spec).memory_bytes, available_memory(spec.model.device)
-    if cost > free and not arguments.force:
-        needs = f"needs about {cost / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    if (needs := lacking_memory(spec)) and not arguments.force:
         raise InputError(f"{spec.describe()} {needs}; --force runs it all the same")
     reporter = TerminalReporter(console)
     reporter.begin(spec, 1, 1)
@@ -119,9 +116,11 @@ def _is_kept(spec: RunSpec) -> bool:
 
 
 def _keep(folder: Path, finished: dict[str, Any]) -> Keep:
-    """Writes a checkpoint with the record of the run that is `finished`."""
+    """Writes a checkpoint with the record of the run that is `finished`; weights that had to be made again by other
+    code, versions or processors are not those that it measured, and get a record of their own without its figures."""
 
     def keep(loaded: Any, quantized: Any, record: dict[str, Any]) -> None:
-        write_checkpoint(folder, loaded, quantized, finished)
+        same = record["quantization"]["key"] == finished["quantization"]["key"]
+        write_checkpoint(folder, loaded, quantized, finished if same else {"key": finished["key"], **record})
 
     return keep

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.engines.base import Engine, InProcess, Result, Task
 from harness.environment import code_fingerprint
 from harness.records import RecordStore
+from harness.runner import UNQUANTIZED
 from harness.spec import RunSpec
 from kernels.errors import InputError
 
@@ -41,22 +43,28 @@ def sweep(
     *,
     fresh: bool = False,
     engine: Engine | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Carry out `runs`. references: run key -> key of the unquantized run it is compared with, which goes first.
 
     Bad input stops the sweep: nothing is recorded for the run it came from, and InputError is raised. Any other failure
     is recorded and the sweep goes on. With `fresh` finished runs are repeated. engine: in this process if not given.
+    refused: run key -> why it cannot be carried out here; it fails without having been begun.
     """
     reporter, engine = reporter or Reporter(), engine or InProcess()
     outcome = Outcome()
     number = {spec.key: position for position, spec in enumerate(runs, start=1)}
+    refused = refused or {}
     waiting = [spec for spec in runs if fresh or not _is_finished(spec, store, outcome, reporter)]
     running: dict[str, RunSpec] = {}
     try:
         while waiting or running:
-            for spec in _ready(waiting, running, references)[: engine.slots - len(running)]:
+            while len(running) < engine.slots and (spec := _ready(waiting, running, references)):
                 waiting.remove(spec)
                 reporter.begin(spec, number[spec.key], len(runs))
+                if spec.key in refused:
+                    _fail(Result(spec, None, refused[spec.key], refused[spec.key]), store, outcome, reporter)
+                    continue
                 try:
                     reference = _reference(spec, references, store, outcome)
                 except LookupError as error:
@@ -106,10 +114,16 @@ def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: 
     return True
 
 
-def _ready(waiting: list[RunSpec], running: dict[str, RunSpec], references: dict[str, str]) -> list[RunSpec]:
-    """Runs whose reference is neither waiting nor running."""
+def _ready(waiting: list[RunSpec], running: dict[str, RunSpec], references: dict[str, str]) -> RunSpec | None:
+    """The first run whose reference is neither waiting nor running, and whose weights no other run is making: that one
+    leaves them in the cache, and two of them would write the same files."""
     unsettled = {spec.key for spec in waiting} | running.keys()
-    return [spec for spec in waiting if references.get(spec.key, "") not in unsettled - {spec.key}]
+    being_made = {spec.quantization_key() for spec in running.values() if spec.method.name != UNQUANTIZED}
+    for spec in waiting:
+        settled = references.get(spec.key, "") not in unsettled - {spec.key}
+        if settled and spec.quantization_key() not in being_made:
+            return spec
+    return None
 
 
 def _reference(

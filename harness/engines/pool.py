@@ -105,6 +105,8 @@ class ProcessPool:
             pass
 
     def _hear(self, worker: _Worker, line: str, progress: Progress) -> None:
+        if not line.endswith("\n"):  # it died in the middle of a word, and the end of its output comes next
+            return
         said = json.loads(line)
         if "result" in said:
             worker.result = result_from_text(worker.task.spec, said["result"])

@@ -25,7 +25,7 @@ def show_checks(checks: Sequence[Check], console: Console) -> None:
             _number(check.perplexity),
             _number(old),
             change,
-            "" if base is None else f"{base.tolerance:.2%}",
+            "" if base is None else f"{base.noise():.2%}",
             _number(check.payload_bits),
             _number(None if base is None else base.payload_bits),
             _verdict(check),

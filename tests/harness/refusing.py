@@ -49,8 +49,10 @@ class Place:
 
 
 def refuse(capsys, command, arguments, *told, out=None, finished=()):
-    """The command ends with code 2 and one line that holds every text of `told`; `finished` runs alone have records."""
+    """The command ends with code 2 and one line that holds every text of `told`; `finished` runs alone have records,
+    besides one of an earlier day, which stays as it is."""
     capsys.readouterr()
+    earlier = None if out is None else _earlier_record(out)
     code = command([str(argument) for argument in arguments])
     error = capsys.readouterr().err
     assert code == 2, error
@@ -60,9 +62,29 @@ def refuse(capsys, command, arguments, *told, out=None, finished=()):
     assert len(error) < 700, error
     for text in told:
         assert text in error, error
+    if earlier is not None:
+        assert earlier.read_text(encoding="utf-8") == _EARLIER
     # Every file there counts, half-written ones too.
-    found = [] if out is None else [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("runs/*")]
+    files = [] if out is None else [path for path in out.glob("runs/*") if path != earlier]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     assert sorted(record["method"]["name"] for record in found) == sorted(finished)
+
+
+_EARLIER = json.dumps({
+    "format": 1, "key": "0" * 16, "spec": {}, "metrics": [], "ledger": {"payload_bits": 3.0}, "environment": {},
+    "method": {"name": "earlier"},
+})  # fmt: skip
+
+
+def _earlier_record(out: Path) -> Path | None:
+    """A record in the store before anything goes wrong; None where a case leaves no room for a store."""
+    path = out / "runs" / f"{'0' * 16}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_EARLIER, encoding="utf-8")
+    except OSError:
+        return None
+    return path
 
 
 def cut(path: Path, share: float) -> None:

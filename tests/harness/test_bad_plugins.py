@@ -10,6 +10,7 @@ import torch
 from harness.cli import main, reproduce
 from kernels.layouts import DenseWeight
 from methods import LayerStatistics, NominalBits, Provenance, QuantizationMethod, list_methods, registry
+from methods.block import BlockResult
 from methods.registry import broken_methods
 
 
@@ -71,6 +72,19 @@ SPOILT = {
     "raises": (returning(raising), "ValueError: no luck"),
     "does nothing": (returning(lambda w, _: DenseWeight(w.clone())), "every decoded weight equals the original"),
 }
+
+
+class InTheStream(Theirs):
+    """Writes into the activations that it is handed, which are those of every later block."""
+
+    needs = "block"
+
+    def quantize_block(self, view, contexts):
+        view.hidden.mul_(1.01)
+        return BlockResult({name: self.quantize_linear(linear.weight) for name, linear in view.linears.items()})
+
+
+SPOILT["activations in place"] = (InTheStream, "changed the activations of model.layers.0", "it must take a copy")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import killing
 import pytest
 import tiny
 
+from harness import quantized_cache
 from harness.cli import reproduce
 from harness.quantized_cache import QuantizedEntry
 from harness.records import outcome
@@ -118,12 +119,12 @@ def test_a_run_killed_at_a_random_moment_is_completed_bit_for_bit(place, whole):
 
 
 def some_writes():
-    """Numbers of a run's writes: plan, FP16's record, conditions; weights, log and activations of each block; the mark.
+    """Numbers of a run's writes: plan, FP16's record; weights, log and activations of each block; the mark.
 
     First among them: between a block's log and its activations, its weights and its log, and before the mark.
     """
-    first = [6, 8, 3 + 3 * MODEL_BLOCKS]
-    rest = [number for number in range(1, 3 + 3 * MODEL_BLOCKS + 4) if number not in first]
+    first = [5, 7, 2 + 3 * MODEL_BLOCKS]
+    rest = [number for number in range(1, 2 + 3 * MODEL_BLOCKS + 4) if number not in first]
     random.Random(1).shuffle(rest)
     return [*first, *rest][:CRASHES]
 
@@ -182,14 +183,21 @@ def test_a_disk_that_fills_up_at_any_write_keeps_what_is_finished(place, whole, 
         shutil.rmtree(crashed.folder)
 
 
-def test_a_checkpoint_of_another_machine_is_not_continued(place, whole, caplog):
-    crashed = place("moved")
-    killing.start(crashed.arguments, crashed.environment, die_at=14).join(killing.PATIENCE)
-    (conditions,) = crashed.cache.glob("quantized/*/conditions.json")
-    conditions.write_text(json.dumps({"torch": "2.0.0", "device": "cpu", "threads": 64}), encoding="utf-8")
-    check_completed(crashed, whole)
-    assert "was begun with {'torch': '2.0.0', 'device': 'cpu', 'threads': 64}, this is" in caplog.text
-    assert json.loads(crashed.record().read_text(encoding="utf-8"))["quantization"]["restored_blocks"] == 0
+@pytest.mark.parametrize("finished", [False, True])
+def test_weights_of_another_machine_are_neither_continued_nor_used(place, monkeypatch, finished):
+    moved = place("moved")
+    if finished:
+        assert moved.run() == 0
+        moved.record().unlink()
+    else:
+        killing.start(moved.arguments, moved.environment, die_at=14).join(killing.PATIENCE)
+    (begun,) = moved.cache.glob("quantized/*")
+    monkeypatch.setattr(quantized_cache, "cpu_name", lambda: "another processor")
+    assert moved.run() == 0
+    quantization = json.loads(moved.record().read_text(encoding="utf-8"))["quantization"]
+    assert (quantization["from_cache"], quantization["restored_blocks"]) == (False, 0)
+    assert quantization["key"] != begun.name
+    assert begun.exists()  # for the machine that it is of
 
 
 def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
@@ -202,9 +210,7 @@ def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
             files = cut.checkpoints()
         else:
             assert cut.run() == 0
-            # The conditions of finished weights are not read any more.
-            kept = [path for path in cut.checkpoints() if path.name != "conditions.json"]
-            files = [*kept, *cut.out.glob("runs/*.json")]
+            files = [*cut.checkpoints(), *cut.out.glob("runs/*.json")]
         victim = draw.choice(files)
         content = victim.read_bytes()
         victim.write_bytes(content[: draw.randrange(len(content.rstrip()))])

@@ -209,6 +209,13 @@ def test_an_unknown_option_of_a_row_gets_a_suggestion(experiment, choices):
         plan_table(experiment.model_copy(update={"rows": (row,)}), choices())
 
 
+def test_a_device_elsewhere_is_taken_at_its_word(experiment, choices):
+    plan = plan_table(experiment, choices(device="cuda:7", elsewhere=True))
+    assert {spec.model.device for spec in plan.runs} == {"cuda:7"}
+    with pytest.raises(InputError, match="device 'gpu' is unknown"):
+        plan_table(experiment, choices(device="gpu", elsewhere=True))
+
+
 def test_auto_is_embedded_without_a_hub():
     assert choose_profile("auto") == "embedded"
 

@@ -6,7 +6,7 @@ import torch
 
 from harness import quantized_cache
 from harness.quantize import QuantizedModel, quantize_model
-from harness.quantized_cache import QuantizedEntry, entry_folder, load_quantized, save_quantized
+from harness.quantized_cache import QuantizedEntry, entry_folder, load_quantized, run_conditions, save_quantized
 from kernels.errors import InputError
 from methods import create_method
 
@@ -120,13 +120,13 @@ def blocks():
     ], {"hidden": torch.randn(2, 5, 7)}
 
 
-def begun(blocks, hidden, conditions=None):
+def begun(blocks, hidden):
     """An entry that was interrupted after `blocks`."""
-    entry = QuantizedEntry("a", conditions)
+    entry = QuantizedEntry("a")
     assert entry.restore() == ([], None)
     for index, block in enumerate(blocks):
         entry.save(index, block, hidden)
-    return QuantizedEntry("a", conditions)
+    return QuantizedEntry("a")
 
 
 def test_finished_blocks_and_activations_are_restored_bit_for_bit(blocks):
@@ -165,12 +165,20 @@ def test_without_activations_whole_blocks_are_enough(blocks):
     assert (len(found), activations, entry.restored_blocks) == (1, None, 1)
 
 
-def test_other_conditions_begin_again(blocks, caplog):
-    begun(blocks[0], None, {"threads": 2})
-    entry = QuantizedEntry("a", {"threads": 1})
-    assert entry.restore() == ([], None)
-    assert "begun with {'threads': 2}, this is {'threads': 1}" in caplog.text
-    assert [path.name for path in entry.folder.iterdir()] == ["conditions.json"]
+def test_conditions_are_those_of_the_processor_the_threads_and_what_computes(monkeypatch):
+    here = run_conditions("cpu")
+    assert here == run_conditions("cpu")
+    assert {"torch", "numpy", "scipy"} <= here["packages"].keys()
+    changes = [
+        (quantized_cache, "cpu_name", lambda: "another processor"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX"),
+        (torch, "get_num_threads", lambda: 64),
+        (quantized_cache, "package_versions", lambda names: {"torch": "1.0"}),
+    ]
+    for changed in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(*changed)
+            assert run_conditions("cpu") != here, changed[1]
 
 
 @pytest.mark.parametrize("file", ["block-00001.safetensors", "block-00001.json", "stream.safetensors"])

@@ -8,7 +8,7 @@ from harness.records import FORMAT, RecordStore
 KEY = "0123456789abcdef"
 RECORD = {
     "spec": {},
-    "metrics": [{"metric": "perplexity", "value": 20.5}],
+    "metrics": [{"metric": "perplexity", "dataset": "wikitext2", "value": 20.5}],
     "ledger": {"payload_bits": 3.0},
     "environment": {},
 }
@@ -64,6 +64,18 @@ def test_a_record_is_written_whole_or_not_at_all(store, monkeypatch):
         (json.dumps({**RECORD, "format": 99, "key": KEY}).encode(), "format 99"),
         (json.dumps({**RECORD, "format": FORMAT, "key": "f" * 16}).encode(), "holds key 'ffffffffffffffff'"),
         (json.dumps({"format": FORMAT, "key": KEY, "spec": {}, "metrics": []}).encode(), "no 'ledger'"),
+        *(
+            (json.dumps({**RECORD, "format": FORMAT, "key": KEY, part: []}).encode(), f"{part!r} is no JSON object")
+            for part in ("spec", "ledger", "environment")
+        ),
+        *(
+            (json.dumps({**RECORD, "format": FORMAT, "key": KEY, "metrics": metrics}).encode(), problem)
+            for metrics, problem in (
+                ({}, "metrics without their values"),
+                ([20.5], "metrics without their values"),
+                ([{"metric": "perplexity", "value": 20.5}], "metrics without their dataset"),
+            )
+        ),
     ],
 )
 def test_a_corrupt_record_is_moved_aside_and_reported(store, content, problem):

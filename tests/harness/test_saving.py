@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from harness import quantized_cache
 from harness.checkpoint.read import load_checkpoint, verify_checkpoint
 from harness.cli import main, reproduce
 from harness.models.load import load_model
@@ -111,6 +112,17 @@ def test_save_keeps_a_checkpoint_of_every_quantized_run(table, tmp_path, capsys)
         stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         assert stored["metrics"] == records[key]["metrics"]
     assert capsys.readouterr().out.count("saved: ") == 2
+
+
+def test_weights_made_again_under_other_conditions_do_not_get_figures_measured_on_others(table, tmp_path, monkeypatch):
+    assert reproduce(table) == 0
+    monkeypatch.setattr(quantized_cache, "cpu_name", lambda: "another processor")
+    assert reproduce([*table, "--save"]) == 0
+    folders = list((tmp_path / "results" / "checkpoints").iterdir())
+    assert folders
+    for folder in folders:
+        stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        assert (stored["key"], stored["metrics"]) == (folder.name, [])
 
 
 def test_save_works_for_runs_that_were_finished_without_it(table, tmp_path):

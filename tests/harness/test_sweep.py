@@ -220,6 +220,33 @@ class Overlapping(InProcess):
         return super().wait(progress)
 
 
+def test_runs_of_the_same_weights_go_one_after_the_other(store):
+    def measured(method, windows):
+        return spec_of(method).model_copy(update={"evaluations": (PerplexitySpec(corpus="c4", windows=windows),)})
+
+    runs = [measured(*which) for which in (("fp16", 1), ("fp16", 2), ("rtn", 1), ("rtn", 2), ("gptq", 1))]
+    running = []
+
+    class Watched(Overlapping):
+        def start(self, task):
+            super().start(task)
+            running.append([other.spec.method.name for other in self.tasks])
+
+    done = sweep(runs, {}, store, engine=Watched(Worker()))
+    assert sorted(done.done) == sorted(spec.key for spec in runs)
+    assert max(names.count("rtn") for names in running) == 1
+    assert ["fp16", "fp16", "rtn"] in running  # the unquantized model has no weights to make
+
+
+def test_a_run_that_is_refused_fails_unbegun_and_takes_with_it_what_is_compared_with_it(store):
+    found = sweep(RUNS, REFERENCES, store, engine=InProcess(worker := Worker()), refused={RTN.key: "no memory"})
+    assert worker.ran == ["fp16", "gptq"]
+    assert (found.failed, found.errors) == ([RTN.key], {RTN.key: "rtn() on m: no memory"})
+    assert "no memory" in store.failure_path(RTN.key).read_text(encoding="utf-8")
+    found = sweep(RUNS, REFERENCES, store, engine=InProcess(Worker()), fresh=True, refused={FP16.key: "no memory"})
+    assert found.failed == [FP16.key, RTN.key, GPTQ.key]
+
+
 def test_runs_wait_for_their_reference_and_then_go_side_by_side(store):
     engine = Overlapping(worker := Worker())
     done = sweep(RUNS, REFERENCES, store, engine=engine)

@@ -71,6 +71,24 @@ def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path, mon
     assert store.failure_path(runs[1].key).is_file()
 
 
+def test_a_worker_that_dies_in_the_middle_of_a_word_is_begun_again(plan, tmp_path, monkeypatch):
+    words = tmp_path / "half.py"
+    words.write_text('import sys; sys.stdin.read(); sys.stdout.write(\'{"result": {"rec\')', encoding="utf-8")
+    real = subprocess.Popen
+
+    def launch(command, **options):
+        if not words.exists():
+            return real(command, **options)
+        process = real([sys.executable, "-c", words.read_text(encoding="utf-8")], **options)
+        words.unlink()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", launch)
+    runs, references = plan
+    found = sweep(runs[:1], references, RecordStore(tmp_path / "runs"), engine=ProcessPool(1, threads=1))
+    assert found.done == [runs[0].key]
+
+
 def test_workers_end_when_the_sweep_is_interrupted(plan, tmp_path):
     engine, processes = ProcessPool(2, threads=1), []
 

@@ -1,0 +1,93 @@
+"""The main job split over machines: what each of them plans, and the README's recipe for it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from harness import preflight
+from harness.cli import reproduce
+from harness.estimate import Estimate
+from harness.spec import RunSpec
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def command(tiny_folder, corpus_file, tmp_path):
+    rows = [{"method": "fp16", "setting": "16 bit", "label": "FP16"}]
+    rows += [
+        {"method": "rtn", "setting": f"{bits} bit", "label": "RTN", "options": {"bits": bits, "group_size": 32}}
+        for bits in (2, 3, 5, 6)
+    ]
+    path = tiny.write_experiment(tmp_path / "sweep.yaml", models=[str(tiny_folder)], rows=rows)
+    return lambda *more: [
+        "--experiment", str(path), "--corpus", str(corpus_file), "--context", "32", "--windows", "2",
+        "--profile", "paper", "--device", "cpu", "--out", str(tmp_path / "out"), *more,
+    ]  # fmt: skip
+
+
+def bits_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))["spec"]["method"]["options"].get("bits")
+
+
+def test_tasks_on_machines_of_different_memory_share_one_plan(command, tmp_path, monkeypatch, capsys):
+    """One machine has no room for the runs of 3 and 5 bits: they fail there and belong to no other task."""
+    cost = {3: 10**18, 5: 10**18}
+    monkeypatch.setattr(preflight, "estimate", lambda spec: Estimate(1.0, cost.get(spec.method.options.get("bits"), 1)))
+    assert reproduce(command("--shard", "1/2")) == 1
+    assert "GB are free; --force runs it all the same" in " ".join(capsys.readouterr().out.split())
+    plan = (tmp_path / "out" / "tables" / "small.plan.json").read_bytes()
+    cost.clear()  # the other machine
+    assert reproduce(command("--shard", "2/2")) == 0
+    assert (tmp_path / "out" / "tables" / "small.plan.json").read_bytes() == plan
+    runs = list((tmp_path / "out" / "runs").glob("*.json"))
+    failed = {bits_of(path) for path in runs if path.name.endswith(".failed.json")}
+    done = {bits_of(path) for path in runs if not path.name.endswith(".failed.json")}
+    assert failed and failed <= {3, 5}
+    assert failed | done == {None, 2, 3, 5, 6}
+    assert not failed & done
+    assert reproduce(command("--shard", "1/2")) == 0  # requeued where there is room
+    assert not list((tmp_path / "out" / "runs").glob("*.failed.json"))
+
+
+@pytest.mark.parametrize(
+    ("more", "device"), [(["--gpus-per-run", "1"], "cuda"), (["--device", "cuda:3"], "cuda:3"), ([], "cpu")]
+)
+def test_what_is_planned_for_a_cluster_is_not_what_this_machine_has(command, monkeypatch, more, device):
+    class Planned(Exception):
+        pass
+
+    def stop(runs, *rest, **options):
+        raise Planned(runs)
+
+    monkeypatch.setattr("harness.reproduce.choose_engine", lambda arguments: None)
+    monkeypatch.setattr("harness.reproduce.sweep", stop)
+    line = command()
+    at = line.index("--device")
+    with pytest.raises(Planned) as caught:
+        reproduce([*line[:at], *line[at + 2 :], "--engine", "ray", "--address", "auto", *more])
+    runs: list[RunSpec] = caught.value.args[0]
+    assert {spec.model.device for spec in runs} == {device}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_recipe_for_slurm_is_a_script_and_its_references_are_rows_of_the_grid(command, tmp_path, tiny_folder):
+    (script,) = (text for text in blocks("sh") if "#SBATCH" in text)
+    assert script.startswith("#!/bin/bash\n#SBATCH")  # sbatch takes no other
+    (grid,) = (text for text in blocks("yaml") if "grid:" in text)
+    asked = yaml.safe_load(grid)
+    path = tiny.write_experiment(tmp_path / "sweep.yaml", **{**asked, "models": [str(tiny_folder)]})
+    arguments = ["--experiment", str(path), *command()[2:]]
+    (references,) = (
+        line for text in blocks("sh") for line in text.splitlines() if "--methods fp16" in line and "srun" in line
+    )
+    assert reproduce([*arguments, "--dry-run"]) == 0
+    assert reproduce([*arguments, "--methods", references.split("--methods ")[1].strip()]) == 0
+    assert len(list((tmp_path / "out" / "runs").glob("*.json"))) == 1
