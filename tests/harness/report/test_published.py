@@ -26,9 +26,16 @@ def test_published_tables_follow_from_their_records(folder, tmp_path):
             assert path.read_bytes() == (folder / "tables" / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("table", ["table1", "table4"])
-def test_a_table_in_the_readme_is_the_published_one(table):
-    file = _ROOT / "results/published/paper-smollm2-135m/tables" / f"{table}.md"
+@pytest.mark.parametrize(
+    ("folder", "table"),
+    [
+        ("paper-smollm2-135m", "table1"),
+        ("paper-smollm2-135m", "table4"),
+        ("mixed-precision-2bit-smollm2-135m", "mixed-precision-2bit"),
+    ],
+)
+def test_a_table_in_the_readme_is_the_published_one(folder, table):
+    file = _ROOT / "results" / "published" / folder / "tables" / f"{table}.md"
     lines = file.read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| "))
     rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[first:]))
