@@ -111,4 +111,9 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" in found:
+        return found["model name"]
+    # ARM has numbers for names.
+    numbers = [f"{name} {found[name]}" for name in ("CPU implementer", "CPU part") if name in found]
+    return ", ".join([platform.machine(), *numbers])

@@ -24,6 +24,7 @@ _TOKENS_AN_ANSWER = 60  # of a zero-shot task: its question and one answer, give
 _LOAD_SECONDS_PER_PARAMETER = 3e-8
 _QUANTIZE_SECONDS_PER_WEIGHT = 6e-7
 _COPY_BYTES_PER_SECOND = {"cpu": 1e10, "cuda": 1e12}
+_GPU_OPERATIONS_PER_SECOND = 2e14  # of one that cannot be asked
 _PROCESS_BYTES = 1_500_000_000  # Python, torch, transformers, and activations
 _ATTENTION_SHARE = 1.4  # forward pass with attention and loss over its matrix products alone
 
@@ -53,7 +54,8 @@ def estimate(spec: RunSpec, *, quantized: bool = False) -> Estimate:
             seconds += rounds * part.tokens * parameters * _BYTES[spec.model.dtype] / width
     seconds += _ATTENTION_SHARE * 2 * parameters * passes / speed
     memory = parameters * _BYTES[spec.model.dtype] + _PROCESS_BYTES
-    if memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
+    here = _is_here(spec.model.device)
+    if here and memory > available_memory(spec.model.device) and _comes_in_blocks(spec.model):
         # The largest models of the catalogue have 60 blocks and more.
         memory = (parameters - weights + weights // 20) * _BYTES[spec.model.dtype] + _PROCESS_BYTES
     if spec.method.name == STORED or quantized:
@@ -96,8 +98,15 @@ def _sizes(name: str) -> tuple[int, int]:
     return linear_weights(resolve_model(name))
 
 
+def _is_here(device: str) -> bool:
+    """False for a GPU where this machine has none: the run is planned for another."""
+    return torch.device(device).type == "cpu" or torch.cuda.is_available()
+
+
 @cache
 def _operations_per_second(device: str, dtype: str) -> float:
+    if not _is_here(device):
+        return _GPU_OPERATIONS_PER_SECOND
     kind = getattr(torch, dtype)
     size = 1024 if torch.device(device).type == "cpu" else 8192
     left = torch.ones(size, size, dtype=kind, device=device)

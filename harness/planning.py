@@ -89,12 +89,16 @@ class Plan:
     references: dict[str, str] = field(default_factory=dict)
 
 
-def choose_profile(name: str) -> str:
-    """ "auto" becomes "paper" on a machine with a GPU that reaches the hub, and "embedded" elsewhere."""
+def choose_profile(name: str, gpu: bool | None = None) -> str:
+    """ "auto" becomes "paper" on a machine with a GPU that reaches the hub, and "embedded" elsewhere.
+
+    gpu: whether there is one, where runs go to other machines.
+    """
     if name != "auto":
         load_profile(name)
         return name
-    return "paper" if torch.cuda.is_available() and hub_allowed("auto") else "embedded"
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    return "paper" if gpu and hub_allowed("auto") else "embedded"
 
 
 def plan_table(experiment: Experiment, choices: Choices) -> Plan:
@@ -103,7 +107,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     Nothing is downloaded for the paper's models that are not run; the models that are run are resolved now.
     """
     experiment = experiment.with_budgets(choices.budgets)
-    profile_name = choose_profile(choices.profile)
+    profile_name = choose_profile(choices.profile, choices.device == "cuda" if choices.elsewhere else None)
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name

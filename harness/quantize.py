@@ -229,6 +229,7 @@ def _quantize_block(
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
     activations = [tensor for tensor in (view.hidden, view.unquantized, view.targets) if tensor is not None]
     versions = [tensor._version for tensor in activations]
+    before = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
     start = time.perf_counter()
     try:
         found = method.quantize_block(view, contexts)
@@ -241,6 +242,13 @@ def _quantize_block(
             "take a copy"
         )
     parameters = dict(block.named_parameters())
+    said = {*found.folded, *(f"{name}.weight" for name in found.targets)}
+    for name in parameters.keys() - said:
+        if not torch.equal(parameters[name], before[name]):
+            raise NumericalError(
+                f"method {method.name!r} changed {blocks.name(index, name)} in place and does not say so; it must take "
+                "a copy, or name it in `folded` or `targets` of its result"
+            )
     for name in found.folded:
         result.folded[blocks.name(index, name)] = parameters[name].detach().clone()
     for name, linear in view.linears.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +54,7 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
         # Every task must cut the same list and save the same plan, whatever memory its machine has. So its own share
         # is all that it looks at, and what does not fit fails: the plan keeps its row for a machine where it does.
         runs = shard(runs, references, arguments.shard)
-        refused = {} if force else _too_large(runs, arguments.workers)
+        refused = {} if force else _too_large(runs, store, arguments.workers)
     reporter = TerminalReporter(console)
     outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine, refused=refused)
     if arguments.save:
@@ -96,16 +97,21 @@ def _runs(plans: Sequence[Plan]) -> list[RunSpec]:
     return list({spec.key: spec for plan in plans for spec in plan.runs}.values())
 
 
-def _too_large(runs: Sequence[RunSpec], at_once: int) -> dict[str, str]:
-    """Why runs do not fit in this machine's memory, by key."""
-    needs = {spec.key: lacking_memory(spec, at_once) for spec in runs}
+def _too_large(runs: Sequence[RunSpec], store: RecordStore, at_once: int) -> dict[str, str]:
+    """Why runs that are not finished do not fit in this machine's memory, by key."""
+    needs = {spec.key: lacking_memory(spec, at_once) for spec in runs if store.load(spec.key) is None}
     return {key: f"{why}; --force runs it all the same" for key, why in needs.items() if why}
 
 
 def _choices(arguments: argparse.Namespace) -> Choices:
     # On a cluster the devices are those of its nodes: what is asked of it tells, not what this machine has.
-    elsewhere = arguments.engine == "ray"
-    device = arguments.device or ("cuda" if elsewhere and arguments.gpus_per_run else None)
+    elsewhere, device = arguments.engine == "ray", arguments.device
+    if elsewhere:
+        device = device or ("cuda" if arguments.gpus_per_run else "cpu")
+        if device not in ("cpu", "cuda"):
+            raise InputError(f"--device {device}: a run on Ray sees no GPUs but its own; use cuda or cpu")
+        if arguments.save and device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--save makes checkpoints on this machine, which has no CUDA device; leave it out")
     return Choices(
         profile=arguments.profile,
         models=tuple(arguments.model),

@@ -55,11 +55,13 @@ def run(
     fresh: bool = False,
     progress: Progress = lambda done, total, what: None,
     keep: Keep | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Carry out `spec` and return its record (without key and date, which the store adds).
 
     reference: the record of the unquantized model under the same evaluations. fresh: quantize even if cached. keep:
-    called at the end with the quantized model and the record, for whoever wants to store it.
+    called at the end with the quantized model and the record, for whoever wants to store it. weights: the key in the
+    cache of the weights that an earlier run of this spec measured, perhaps with other threads; taken if they are there.
     Raises InputError for bad input and NoOpError if nothing was quantized.
     """
     if spec.method.name == STORED:
@@ -89,7 +91,7 @@ def run(
                 make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
 
     distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
-    quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
+    quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress, weights)
     if method.name != UNQUANTIZED and all(layer.relative_error == 0 for layer in quantized.layers):
         raise NoOpError(f"{spec.describe()}: every decoded weight equals the original")
 
@@ -177,6 +179,7 @@ def quantize_or_load(
     phases: Phases,
     fresh: bool,
     progress: Progress,
+    weights: str | None = None,
 ) -> tuple[QuantizedModel, dict[str, Any]]:
     """The quantized weights, installed in the model, and where they come from: the cache, or made now and kept there,
     block by block, so that an interrupted run goes on from its last block.
@@ -189,12 +192,13 @@ def quantize_or_load(
     entry = None if method.name == UNQUANTIZED else QuantizedEntry(key)
     if entry is not None and fresh:
         entry.clear()
-    cached = None if entry is None else entry.load()
-    if cached is not None:
-        quantized, earlier, size = cached
-        install(loaded.model, quantized, loaded.placement)
-        phases.measured.update(earlier)
-        return quantized, {"key": key, "from_cache": True, "file_bytes": size}
+    for known in dict.fromkeys([weights, key] if entry is not None and not fresh else []):
+        cached = None if known is None else QuantizedEntry(known).load()
+        if cached is not None:
+            quantized, earlier, size = cached
+            install(loaded.model, quantized, loaded.placement)
+            phases.measured.update(earlier)
+            return quantized, {"key": known, "from_cache": True, "file_bytes": size}
     with phases.measure("quantize"):
         windows = None if calibration is None else calibration[1]
         quantized = quantize_model(loaded.model, method, windows, progress, loaded.placement, entry)

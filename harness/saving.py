@@ -34,8 +34,8 @@ def save_finished(
 ) -> list[Path]:
     """Folders of all quantized runs that are finished; a checkpoint that is not there yet is made, without measuring.
 
-    renew: keys of runs that were just carried out; a checkpoint of an earlier time is made again. The weights come from
-    the cache of quantized weights, or are made again.
+    renew: keys of runs that were just carried out; a checkpoint of an earlier time is made again. The weights that were
+    measured come from the cache, where a worker process left them too; if they are gone, they are made again.
     """
     folders = []
     for spec in runs:
@@ -50,6 +50,7 @@ def save_finished(
                 spec.model_copy(update={"evaluations": ()}),
                 keep=_keep(folder, record),
                 progress=partial(reporter.progress, spec),
+                weights=_measured_weights(record),
             )
             reporter.end(spec, "saved", None)
         folders.append(folder)
@@ -111,6 +112,11 @@ def parse_options(given: list[str]) -> dict[str, Any]:
     return options
 
 
+def _measured_weights(record: dict[str, Any]) -> str | None:
+    """The key in the cache of the weights that `record` measured."""
+    return (record.get("quantization") or {}).get("key")
+
+
 def _is_kept(spec: RunSpec) -> bool:
     return spec.method.name not in (UNQUANTIZED, STORED) and bool(spec.quality)
 
@@ -120,7 +126,7 @@ def _keep(folder: Path, finished: dict[str, Any]) -> Keep:
     code, versions or processors are not those that it measured, and get a record of their own without its figures."""
 
     def keep(loaded: Any, quantized: Any, record: dict[str, Any]) -> None:
-        same = record["quantization"]["key"] == finished["quantization"]["key"]
+        same = _measured_weights(record) == _measured_weights(finished)
         write_checkpoint(folder, loaded, quantized, finished if same else {"key": finished["key"], **record})
 
     return keep

@@ -55,11 +55,12 @@ def sweep(
     outcome = Outcome()
     number = {spec.key: position for position, spec in enumerate(runs, start=1)}
     refused = refused or {}
+    weights = {spec.key: spec.quantization_key() for spec in runs if spec.method.name != UNQUANTIZED}
     waiting = [spec for spec in runs if fresh or not _is_finished(spec, store, outcome, reporter)]
     running: dict[str, RunSpec] = {}
     try:
         while waiting or running:
-            while len(running) < engine.slots and (spec := _ready(waiting, running, references)):
+            while len(running) < engine.slots and (spec := _ready(waiting, running, references, weights)):
                 waiting.remove(spec)
                 reporter.begin(spec, number[spec.key], len(runs))
                 if spec.key in refused:
@@ -89,18 +90,26 @@ def sweep(
 def shard(runs: list[RunSpec], references: dict[str, str], part: str) -> list[RunSpec]:
     """The share of `runs` that falls to `part`, "2/8" for the second of eight, with the references that it needs.
 
-    A reference whose record is there already is not run again. Raises InputError for anything else than i/n.
+    Runs of the same weights fall to one part, which makes them once. A reference whose record is there already is not
+    run again. Raises InputError for anything else than i/n.
     """
     first, _, second = part.partition("/")
     if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
         raise InputError(f"--shard {part!r}: must be i/n with i from 1 to n, such as 1/4")
     index, count = int(first) - 1, int(second)
     compared = {references.get(spec.key, spec.key) for spec in runs}
-    mine = [spec for spec in runs if spec.key not in compared][index::count]
+    mine = _every([spec for spec in runs if spec.key not in compared], index, count)
     needed = {references[spec.key] for spec in mine if spec.key in references}
-    alone = [spec for spec in runs if spec.key in compared][index::count]
+    alone = _every([spec for spec in runs if spec.key in compared], index, count)
     keep = {spec.key for spec in (*mine, *alone)} | needed
     return [spec for spec in runs if spec.key in keep]
+
+
+def _every(runs: list[RunSpec], index: int, count: int) -> list[RunSpec]:
+    """Of the weights that `runs` measure every `count`-th from `index` on: the runs of those."""
+    weights = {spec.key: spec.key if spec.method.name == UNQUANTIZED else spec.quantization_key() for spec in runs}
+    share = set(list(dict.fromkeys(weights.values()))[index::count])
+    return [spec for spec in runs if weights[spec.key] in share]
 
 
 def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: Reporter) -> bool:
@@ -114,14 +123,16 @@ def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: 
     return True
 
 
-def _ready(waiting: list[RunSpec], running: dict[str, RunSpec], references: dict[str, str]) -> RunSpec | None:
+def _ready(
+    waiting: list[RunSpec], running: dict[str, RunSpec], references: dict[str, str], weights: dict[str, str]
+) -> RunSpec | None:
     """The first run whose reference is neither waiting nor running, and whose weights no other run is making: that one
     leaves them in the cache, and two of them would write the same files."""
     unsettled = {spec.key for spec in waiting} | running.keys()
-    being_made = {spec.quantization_key() for spec in running.values() if spec.method.name != UNQUANTIZED}
+    being_made = {weights.get(key) for key in running} - {None}
     for spec in waiting:
-        settled = references.get(spec.key, "") not in unsettled - {spec.key}
-        if settled and spec.quantization_key() not in being_made:
+        reference = references.get(spec.key, "")
+        if (reference == spec.key or reference not in unsettled) and weights.get(spec.key) not in being_made:
             return spec
     return None
 

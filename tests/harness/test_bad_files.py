@@ -196,7 +196,7 @@ SAVED = {
     "plan whose name is a path": (lambda p: plan(p, name="../../x"), "name='../../x'", "letters, digits"),
     "plan whose key is a path": (lambda p: plan(p, row={"run_key": "../../secret"}), "run_key='../../secret'"),
     "key that is a path": (compare("../../secret", "0" * 16), "key '../../secret'", "letters, digits"),
-    "key of no run": (compare("0" * 16, "1" * 16), "no finished run '0000000000000000'"),
+    "key of no run": (compare("1" * 16, "2" * 16), "no finished run '1111111111111111'", "known: 0000000000000000"),
     "one key": (compare("0" * 16), "KEY", "--help"),
     "table that was not run": (lambda p: ["report", "--table", "1", "--out", str(p.out)], "no plan of table1"),
 }  # fmt: skip

@@ -84,7 +84,25 @@ class InTheStream(Theirs):
         return BlockResult({name: self.quantize_linear(linear.weight) for name, linear in view.linears.items()})
 
 
-SPOILT["activations in place"] = (InTheStream, "changed the activations of model.layers.0", "it must take a copy")
+class InTheNorms(InTheStream):
+    def quantize_block(self, view, contexts):
+        dict(view.block.named_parameters())["input_layernorm.weight"].data.mul_(1.01)
+        return BlockResult({name: self.quantize_linear(linear.weight) for name, linear in view.linears.items()})
+
+
+class InTheWeights(InTheStream):
+    def quantize_block(self, view, contexts):
+        packed = {name: self.quantize_linear(linear.weight) for name, linear in view.linears.items()}
+        for name, linear in view.linears.items():
+            linear.weight.data.copy_(packed[name].decode())
+        return BlockResult(packed)
+
+
+SPOILT |= {
+    "activations in place": (InTheStream, "changed the activations of model.layers.0", "it must take a copy"),
+    "norms in place": (InTheNorms, "changed model.layers.0.input_layernorm.weight in place and does not say so"),
+    "a block's weights in place": (InTheWeights, "changed model.layers.0.", "in place and does not say so"),
+}
 
 
 @pytest.fixture

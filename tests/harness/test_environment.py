@@ -108,3 +108,20 @@ def test_git_state_knows_clean_from_dirty_and_a_checkout_from_none(tmp_path, mon
     assert (len(clean["commit"]), clean["dirty"]) == (40, False)
     file.write_text("two", encoding="utf-8")
     assert environment.git_state() == {"commit": clean["commit"], "dirty": True}
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n", "AMD EPYC"),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n",
+            "aarch64, CPU implementer 0x41, CPU part 0xd40",
+        ),
+        ("", "aarch64"),
+    ],
+)
+def test_a_processor_without_a_name_goes_by_its_numbers(monkeypatch, lines, name):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(environment.Path, "read_text", lambda path, encoding: lines)
+    assert environment.cpu_name() == name

@@ -141,7 +141,7 @@ def test_a_process_that_dies_is_a_problem_of_its_method_alone(measured, tmp_path
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(_ROOT)]))
-    entries = {**measured.methods, "deadly": Entry(options={}, perplexity=1.0, payload_bits=1.0)}
+    entries = {**measured.methods, "deadly": Entry(options={"group_size": 32}, perplexity=1.0, payload_bits=1.0)}
     found = regression.check(measured.model_copy(update={"methods": entries}), ["deadly", "fp16"], workers=2)
     assert [check.method for check in found] == ["deadly", "fp16"]
     assert found[0].problem == "failed: its process died (the system does that when memory runs out)"

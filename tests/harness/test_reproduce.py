@@ -54,24 +54,55 @@ def test_tasks_on_machines_of_different_memory_share_one_plan(command, tmp_path,
     assert not list((tmp_path / "out" / "runs").glob("*.failed.json"))
 
 
-@pytest.mark.parametrize(
-    ("more", "device"), [(["--gpus-per-run", "1"], "cuda"), (["--device", "cuda:3"], "cuda:3"), ([], "cpu")]
-)
-def test_what_is_planned_for_a_cluster_is_not_what_this_machine_has(command, monkeypatch, more, device):
+@pytest.fixture
+def on_ray(command, monkeypatch):
+    """The command line on a cluster, up to its first run; the runs planned."""
+
     class Planned(Exception):
         pass
 
     def stop(runs, *rest, **options):
         raise Planned(runs)
 
-    monkeypatch.setattr("harness.reproduce.choose_engine", lambda arguments: None)
-    monkeypatch.setattr("harness.reproduce.sweep", stop)
-    line = command()
-    at = line.index("--device")
-    with pytest.raises(Planned) as caught:
-        reproduce([*line[:at], *line[at + 2 :], "--engine", "ray", "--address", "auto", *more])
-    runs: list[RunSpec] = caught.value.args[0]
-    assert {spec.model.device for spec in runs} == {device}
+    def plan(*more: str, here: bool = False) -> list[RunSpec]:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: here)
+        monkeypatch.setattr("harness.reproduce.choose_engine", lambda arguments: None)
+        monkeypatch.setattr("harness.reproduce.sweep", stop)
+        line = command()
+        at = line.index("--device")
+        with pytest.raises(Planned) as caught:
+            reproduce([*line[:at], *line[at + 2 :], "--engine", "ray", "--address", "auto", *more])
+        return caught.value.args[0]
+
+    return plan
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize(
+    ("more", "device", "dtype"),
+    [
+        (["--gpus-per-run", "1"], "cuda", "float16"),
+        (["--device", "cuda"], "cuda", "float16"),
+        (["--gpus-per-run", "0"], "cpu", "float32"),
+        ([], "cpu", "float32"),
+    ],
+)
+def test_what_is_planned_for_a_cluster_is_not_what_this_machine_has(on_ray, more, device, dtype, here):
+    models = [spec.model for spec in on_ray(*more, here=here)]
+    assert {(model.device, model.dtype) for model in models} == {(device, dtype)}
+
+
+def test_a_plan_for_gpus_elsewhere_can_be_shown_and_what_needs_one_here_is_refused(command, monkeypatch, capsys):
+    ray = ["--engine", "ray", "--address", "auto", "--device", "cuda"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert reproduce(command(*ray, "--dry-run")) == 0
+    assert "to do: about" in capsys.readouterr().out
+    for more, said in (
+        (["--save"], "--save makes checkpoints on this machine, which has no CUDA device"),
+        (["--device", "cuda:3"], "--device cuda:3: a run on Ray sees no GPUs but its own"),
+    ):
+        assert reproduce(command(*ray, *more)) == 2
+        assert said in capsys.readouterr().err
 
 
 def blocks(language):

@@ -117,12 +117,26 @@ def test_save_keeps_a_checkpoint_of_every_quantized_run(table, tmp_path, capsys)
 def test_weights_made_again_under_other_conditions_do_not_get_figures_measured_on_others(table, tmp_path, monkeypatch):
     assert reproduce(table) == 0
     monkeypatch.setattr(quantized_cache, "cpu_name", lambda: "another processor")
+    monkeypatch.setenv("SAGEBENCH_CACHE", str(tmp_path / "emptied"))
     assert reproduce([*table, "--save"]) == 0
     folders = list((tmp_path / "results" / "checkpoints").iterdir())
     assert folders
     for folder in folders:
         stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         assert (stored["key"], stored["metrics"]) == (folder.name, [])
+
+
+def test_the_weights_that_workers_measured_are_saved_and_not_made_again(table, tmp_path, capsys):
+    more = 1 + torch.get_num_threads()  # other threads than this process: conditions of its own
+    assert reproduce([*table, "--workers", "2", "--threads", str(more), "--save"]) == 0
+    records = RecordStore(tmp_path / "results" / "runs").load_all()
+    folders = list((tmp_path / "results" / "checkpoints").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        assert stored["environment"]["threads"] == more
+        assert stored["metrics"] == records[folder.name]["metrics"] != []
+    assert len(list((tmp_path / "cache" / "quantized").iterdir())) == 2
 
 
 def test_save_works_for_runs_that_were_finished_without_it(table, tmp_path):

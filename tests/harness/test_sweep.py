@@ -196,6 +196,17 @@ def test_shards_cover_all_runs_and_share_nothing_but_references(count):
         assert [spec for spec in everything if spec in part] == part  # in the order of the plan
 
 
+def test_runs_of_the_same_weights_fall_to_one_shard():
+    def measured(method, windows):
+        return spec_of(method).model_copy(update={"evaluations": (PerplexitySpec(corpus="c4", windows=windows),)})
+
+    runs = [measured(f"m{number}", windows) for windows in (1, 2, 3) for number in range(5)]
+    parts = [shard(runs, {}, f"{number}/2") for number in (1, 2)]
+    methods = [{spec.method.name for spec in part} for part in parts]
+    assert not methods[0] & methods[1]
+    assert [len(part) for part in parts] == [9, 6]
+
+
 def test_a_shard_with_nothing_to_compare_runs_nothing():
     _, parts = shards(20)
     assert [len(part) for part in parts].count(0) == 20 - 9
