@@ -16,6 +16,7 @@ from pathlib import Path
 import killing
 import pytest
 import tiny
+from safetensors import safe_open
 
 from harness import quantized_cache
 from harness.cli import reproduce
@@ -200,6 +201,16 @@ def test_weights_of_another_machine_are_neither_continued_nor_used(place, monkey
     assert begun.exists()  # for the machine that it is of
 
 
+def what_counts(checkpoints):
+    """Of an interrupted run's files the activations and the blocks in front of them. A block behind them was not
+    finished in time: it is made again and nobody reads what there is of it."""
+    (stream,) = (path for path in checkpoints if path.name == "stream.safetensors")
+    with safe_open(stream, framework="pt") as opened:
+        finished = int(opened.metadata()["blocks"])
+    assert finished >= 2
+    return [stream, *(path for number in range(finished) for path in checkpoints if f"{number:05d}" in path.name)]
+
+
 def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
     draw = random.Random(3)
     for number in range(min(CRASHES, 20)):
@@ -207,7 +218,7 @@ def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
         unfinished = number % 2
         if unfinished:
             killing.start(cut.arguments, cut.environment, die_at=draw.randrange(9, 20)).join(killing.PATIENCE)
-            files = cut.checkpoints()
+            files = what_counts(cut.checkpoints())
         else:
             assert cut.run() == 0
             files = [*cut.checkpoints(), *cut.out.glob("runs/*.json")]
@@ -221,7 +232,6 @@ def test_files_cut_short_are_named_and_made_again(place, whole, capsys, caplog):
         assert cut.run() == 0
         said = " ".join((caplog.text + capsys.readouterr().out).split())
         name = victim.name if victim.parent.name == "runs" else victim.parent.name
-        # A block that no later file depends on may be made again before anybody reads it.
         assert name in said, (victim, said)
         assert re.search("damaged|corrupt", said)
         assert cut.outcomes() == whole.outcomes()
