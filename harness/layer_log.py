@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.errors import NumericalError
 from kernels.layouts import PackedWeight
-from methods import LayerContext, LayerStatistics, QuantizationMethod
+from methods import BlockResult, BlockView, LayerContext, LayerStatistics, QuantizationMethod
 from methods.hessian import proxy_loss
 
 
@@ -55,6 +55,30 @@ class Arguments:
     def _counts(self) -> list[int | None]:
         """torch's own count of in-place changes: comparing a Hessian would need a second one."""
         return [None if tensor is None else tensor._version for tensor in self._statistics]
+
+
+class BlockArguments:
+    """The same for a method that is handed a whole block, and may change what its result names."""
+
+    def __init__(self, view: BlockView) -> None:
+        self._block = view.block
+        self._before = {name: tensor.detach().clone() for name, tensor in view.block.named_parameters()}
+        self._activations = [x for x in (view.hidden, view.unquantized, view.targets) if x is not None]
+        self._versions = [x._version for x in self._activations]
+
+    def check(self, method: QuantizationMethod, found: BlockResult, block: str) -> None:
+        """Raise NumericalError if the method changed activations, or parameters that `found` does not name."""
+        if [x._version for x in self._activations] != self._versions:
+            raise NumericalError(
+                f"method {method.name!r} changed the activations of {block} in place; it must take a copy"
+            )
+        named = {*found.folded, *(f"{name}.weight" for name in found.targets)}
+        for name, parameter in self._block.named_parameters():
+            if name not in named and not torch.equal(parameter, self._before[name]):
+                raise NumericalError(
+                    f"method {method.name!r} changed {block}.{name} in place and does not say so; it must take a copy, "
+                    "or name it in `folded` or `targets` of its result"
+                )
 
 
 def log_layer(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.calibration import BlockStream
 from harness.determinism import seed_everything
-from harness.layer_log import Arguments, LayerLog, log_layer
+from harness.layer_log import Arguments, BlockArguments, LayerLog, log_layer
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from harness.models.placement import Placement
 from kernels.errors import InputError, NumericalError
@@ -227,28 +227,16 @@ def _quantize_block(
     if method.stream == "both":
         view = replace(view, targets=outputs, unquantized=stream.unquantized)
     contexts = {name: _context(blocks, index, name, plans) for name in view.linears}
-    activations = [tensor for tensor in (view.hidden, view.unquantized, view.targets) if tensor is not None]
-    versions = [tensor._version for tensor in activations]
-    before = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+    name_of_block = blocks.name(index, "").rstrip(".")
+    arguments = BlockArguments(view)
     start = time.perf_counter()
     try:
         found = method.quantize_block(view, contexts)
     except NumericalError as error:
-        raise NumericalError(f"{blocks.name(index, '').rstrip('.')}: {error}") from error
+        raise NumericalError(f"{name_of_block}: {error}") from error
     seconds = (time.perf_counter() - start) / len(view.linears)
-    if versions != [tensor._version for tensor in activations]:
-        raise NumericalError(
-            f"method {method.name!r} changed the activations of {blocks.name(index, '').rstrip('.')} in place; it must "
-            "take a copy"
-        )
+    arguments.check(method, found, name_of_block)
     parameters = dict(block.named_parameters())
-    said = {*found.folded, *(f"{name}.weight" for name in found.targets)}
-    for name in parameters.keys() - said:
-        if not torch.equal(parameters[name], before[name]):
-            raise NumericalError(
-                f"method {method.name!r} changed {blocks.name(index, name)} in place and does not say so; it must take "
-                "a copy, or name it in `folded` or `targets` of its result"
-            )
     for name in found.folded:
         result.folded[blocks.name(index, name)] = parameters[name].detach().clone()
     for name, linear in view.linears.items():

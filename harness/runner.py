@@ -192,8 +192,8 @@ def quantize_or_load(
     entry = None if method.name == UNQUANTIZED else QuantizedEntry(key)
     if entry is not None and fresh:
         entry.clear()
-    for known in dict.fromkeys([weights, key] if entry is not None and not fresh else []):
-        cached = None if known is None else QuantizedEntry(known).load()
+    for known in (weights, key):
+        cached = None if known is None or entry is None else QuantizedEntry(known).load()
         if cached is not None:
             quantized, earlier, size = cached
             install(loaded.model, quantized, loaded.placement)

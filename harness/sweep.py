@@ -55,7 +55,7 @@ def sweep(
     outcome = Outcome()
     number = {spec.key: position for position, spec in enumerate(runs, start=1)}
     refused = refused or {}
-    weights = {spec.key: spec.quantization_key() for spec in runs if spec.method.name != UNQUANTIZED}
+    weights = {spec.key: _weights(spec) for spec in runs}
     waiting = [spec for spec in runs if fresh or not _is_finished(spec, store, outcome, reporter)]
     running: dict[str, RunSpec] = {}
     try:
@@ -107,9 +107,14 @@ def shard(runs: list[RunSpec], references: dict[str, str], part: str) -> list[Ru
 
 def _every(runs: list[RunSpec], index: int, count: int) -> list[RunSpec]:
     """Of the weights that `runs` measure every `count`-th from `index` on: the runs of those."""
-    weights = {spec.key: spec.key if spec.method.name == UNQUANTIZED else spec.quantization_key() for spec in runs}
+    weights = {spec.key: _weights(spec) for spec in runs}
     share = set(list(dict.fromkeys(weights.values()))[index::count])
     return [spec for spec in runs if weights[spec.key] in share]
+
+
+def _weights(spec: RunSpec) -> str:
+    """The same for runs that measure the same quantized weights; nobody makes the unquantized ones."""
+    return spec.key if spec.method.name == UNQUANTIZED else spec.quantization_key()
 
 
 def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: Reporter) -> bool:
@@ -129,10 +134,10 @@ def _ready(
     """The first run whose reference is neither waiting nor running, and whose weights no other run is making: that one
     leaves them in the cache, and two of them would write the same files."""
     unsettled = {spec.key for spec in waiting} | running.keys()
-    being_made = {weights.get(key) for key in running} - {None}
+    being_made = {weights[key] for key in running}
     for spec in waiting:
         reference = references.get(spec.key, "")
-        if (reference == spec.key or reference not in unsettled) and weights.get(spec.key) not in being_made:
+        if (reference == spec.key or reference not in unsettled) and weights[spec.key] not in being_made:
             return spec
     return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
+import dying
 import flips
 import pytest
 import tiny
@@ -19,7 +20,6 @@ from harness import regression
 from harness.cli import check_regression
 from harness.regression import Baseline, Check, Entry, load_baseline
 from kernels.errors import InputError
-from methods import registry
 from methods.registry import builtin_method_names, register_method
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -128,22 +128,12 @@ def test_two_workers_give_what_one_gives_in_the_same_order(measured):
 
 
 def test_a_process_that_dies_is_a_problem_of_its_method_alone(measured, tmp_path, monkeypatch):
-    # What the processes import: a method that ends its process, for good.
-    (tmp_path / "deadly.py").write_text(
-        "import os\nfrom methods.rtn import Rtn\n\n\n"
-        "class Deadly(Rtn):\n    def quantize_linear(self, *inputs):\n        os._exit(9)\n",
-        encoding="utf-8",
-    )
-    info = tmp_path / "deadly-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[sagebench.methods]\ndeadly = deadly:Deadly\n", encoding="utf-8")
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(_ROOT)]))
-    entries = {**measured.methods, "deadly": Entry(options={"group_size": 32}, perplexity=1.0, payload_bits=1.0)}
-    found = regression.check(measured.model_copy(update={"methods": entries}), ["deadly", "fp16"], workers=2)
-    assert [check.method for check in found] == ["deadly", "fp16"]
+    dying.install(tmp_path / "plugin", monkeypatch)
+    to_die = dying.deaths(tmp_path / "deaths", 2, monkeypatch)  # beside another method, and alone
+    entries = {**measured.methods, "dying": Entry(options={"group_size": 32}, perplexity=1.0, payload_bits=1.0)}
+    found = regression.check(measured.model_copy(update={"methods": entries}), ["dying", "fp16"], workers=2)
+    assert not list(to_die.iterdir())
+    assert [check.method for check in found] == ["dying", "fp16"]
     assert found[0].problem == "failed: its process died (the system does that when memory runs out)"
     assert found[1].problem is None
 
@@ -294,6 +284,7 @@ def test_an_unknown_method_is_named(baseline, capsys):
 
 
 def test_plugins_need_no_baseline(monkeypatch, measured):
+    from methods import registry
     from methods.rtn import Rtn
 
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))

@@ -17,6 +17,10 @@ def spec_of(method):
     return RunSpec(model=ModelSpec(name="m"), method=MethodSpec(name=method), calibration=None, evaluations=evaluations)
 
 
+def measured(method, windows):
+    return spec_of(method).model_copy(update={"evaluations": (PerplexitySpec(corpus="c4", windows=windows),)})
+
+
 FP16, RTN, GPTQ = RUNS = [spec_of(name) for name in ("fp16", "rtn", "gptq")]
 REFERENCES = {spec.key: FP16.key for spec in RUNS}
 
@@ -197,9 +201,6 @@ def test_shards_cover_all_runs_and_share_nothing_but_references(count):
 
 
 def test_runs_of_the_same_weights_fall_to_one_shard():
-    def measured(method, windows):
-        return spec_of(method).model_copy(update={"evaluations": (PerplexitySpec(corpus="c4", windows=windows),)})
-
     runs = [measured(f"m{number}", windows) for windows in (1, 2, 3) for number in range(5)]
     parts = [shard(runs, {}, f"{number}/2") for number in (1, 2)]
     methods = [{spec.method.name for spec in part} for part in parts]
@@ -232,9 +233,6 @@ class Overlapping(InProcess):
 
 
 def test_runs_of_the_same_weights_go_one_after_the_other(store):
-    def measured(method, windows):
-        return spec_of(method).model_copy(update={"evaluations": (PerplexitySpec(corpus="c4", windows=windows),)})
-
     runs = [measured(*which) for which in (("fp16", 1), ("fp16", 2), ("rtn", 1), ("rtn", 2), ("gptq", 1))]
     running = []
 
