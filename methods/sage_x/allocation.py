@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from methods.sage_x.encoder import Pivots, overhead_bytes
+from methods.sage_x.encoder import Pivots, overhead_bytes, whole_bytes
 from methods.sage_x.rates import class_bytes, share_budget
 from methods.sage_x.recipe import Recipe
 from methods.sage_x.rotation import rotated, row_scales
@@ -37,8 +37,8 @@ def matrix_budgets(
     fixed: dict[str, float] = {}
     while len(fixed) < len(weights):
         free = {name: weight for name, weight in weights.items() if name not in fixed}
-        spent = sum(bits * weights[name].numel() for name, bits in fixed.items()) / 8
-        found = _shared(free, prices, budget * size / 8 - spent, recipe)
+        spent = sum(whole_bytes(bits * weights[name].numel()) for name, bits in fixed.items())
+        found = _shared(free, prices, whole_bytes(budget * size) - spent, recipe)
         outside = _outside(found, free, budget) if capped else {}
         if not outside:
             fixed |= found

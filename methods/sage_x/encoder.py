@@ -8,6 +8,7 @@ trellis runs down a column, so feedback stays exact column by column, and decodi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ def encode_matrix(
     scales = row_scales(weight, recipe, importance)
     target = rotated(weight, scales, recipe)
     rows, columns = weight.shape
-    stream_bytes = budget * rows * columns / 8 - overhead_bytes(rows, columns, recipe.scale_dtype)
+    stream_bytes = whole_bytes(budget * rows * columns) - overhead_bytes(rows, columns, recipe.scale_dtype)
     energy = target.square().mean(dim=0)
     if pivots is None:
         prices = energy if inputs is None else energy * inputs.to(energy)
@@ -77,6 +78,11 @@ def encode_matrix(
     encoder = ColumnEncoder(rows, assign_classes(_priced(prices, recipe), rows, stream_bytes))
     compensate_columns(target, pivots.factor.upper, encoder, _BLOCK)
     return _packed(encoder, order.argsort().cpu(), scales, recipe)
+
+
+def whole_bytes(bits: float) -> int:
+    """The bytes that `bits` hold. What is missing to a byte through the rounding of floats alone is not missing."""
+    return math.floor(bits / 8 + 1e-6)
 
 
 def overhead_bytes(rows: int, columns: int, scale_dtype: torch.dtype) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from methods import LayerStatistics
 from methods.hessian import proxy_loss
-from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
+from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes, whole_bytes
 from methods.sage_x.recipe import Recipe
 
 ROWS, COLUMNS = 64, 96
@@ -39,6 +39,14 @@ def test_the_stored_bits_are_within_the_budget_and_use_it_up(budget, calibrated,
     assert budget - 8 / COLUMNS < packed.payload_bits() <= budget
     roles = packed.bytes_by_role()
     assert roles["index"] + roles["scale"] == overhead_bytes(ROWS, COLUMNS, torch.float16)
+
+
+def test_a_number_of_bytes_survives_its_way_through_bits_per_weight():
+    size = 576 * 576
+    budgets = {count: 8 * count / size * size for count in range(1000, 60000)}
+    assert any(bits / 8 < count for count, bits in budgets.items())
+    assert all(whole_bytes(bits) == count for count, bits in budgets.items())
+    assert whole_bytes(8 * 1000.9) == 1000
 
 
 def test_more_bits_lose_less(layer):
