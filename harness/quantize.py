@@ -82,6 +82,7 @@ def quantize_model(
     check_shapes(model, method)
     if windows is None and method.needs != "nothing":
         raise InputError(f"method {method.name!r} needs calibration text")
+    windows = None if windows is None else _cut(windows, method.sample_tokens)
     placement = placement or Placement()
     blocks = find_blocks(model)
     # Blocks behind the last one that is quantized need no activations.
@@ -119,6 +120,11 @@ def quantize_model(
         result.extend(part)
     progress(1, 1, "done")
     return result
+
+
+def _cut(windows: Tensor, tokens: int | None) -> Tensor:
+    """`windows` [samples, context], each cut into samples of `tokens` tokens where they come out even."""
+    return windows if tokens is None or windows.shape[1] % tokens else windows.reshape(-1, tokens)
 
 
 def install(model: nn.Module, quantized: QuantizedModel, placement: Placement | None = None) -> None:

@@ -98,6 +98,8 @@ class QuantizationMethod(ABC):
     stream: ClassVar[Stream] = "unquantized"
     surveys: ClassVar[bool] = False
     """True if `plan_model` is to be called before the first layer is quantized."""
+    sample_tokens: ClassVar[int | None] = None
+    """Calibration samples that are longer, and a multiple of this, are cut into samples of so many tokens."""
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         self.config = self.Config() if config is None else config

@@ -4,7 +4,8 @@ With labels drawn from the model's own predictions the mean outer product of the
 Fisher information, and an error E of a layer's weight costs 1/2 sum over tokens of E[(g_t . E x_t)^2] nats of KL
 divergence. As in GuidedQuant (Kim et al. 2025, arXiv 2505.07004, with one group) and K-FAC, g_t g_t^T is replaced by a
 weight a token times a diagonal over the outputs: cost = 1/2 tr(diag(importance) E H E^T), H = mean over tokens of
-weight_t x_t x_t^T. Token weights also tame the first position, whose huge activations carry small gradients.
+weight_t x_t x_t^T. weight_t is the size of g_t and not its square, which would be the Fisher information's: squares
+leave so few tokens to rule H that it describes little but them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from torch import Tensor, nn
 from kernels.errors import InputError, NumericalError
 from methods.hessian import accumulate
 from methods.model import ModelView
-
-# Token weights beyond this quantile of a window are cut down to it: a few tokens must not rule the Hessian.
-_CLIP = 0.999
 
 
 @dataclass
@@ -88,8 +86,7 @@ class _Probe:
 
     def _add(self, name: str, x: Tensor, gradient: Tensor) -> None:
         squared = gradient[0].detach().float().square()
-        weights = squared.mean(dim=1)
-        weights = weights.clamp_max(float(weights.quantile(_CLIP)))
+        weights = squared.mean(dim=1).sqrt()
         if name not in self._hessians:
             self._hessians[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
             self._importance[name] = torch.zeros(squared.shape[1], device=x.device)

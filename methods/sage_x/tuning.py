@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from methods.block import BlockView
 
 EPOCHS = 4
+# Of one step, in whole samples.
+BATCH_TOKENS = 2048
 # Share of the samples that is held out, at least one.
 HELD_OUT = 0.125
 # Steps relative to the size of what is trained: root mean square of a weight matrix, or each scale and gain itself.
@@ -80,14 +82,17 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
             return sum(float(loss(sample)) for sample in test)
 
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    total = EPOCHS * len(train)
+    size = max(1, BATCH_TOKENS // view.hidden.shape[1])
+    batches = [train[start : start + size] for start in range(0, len(train), size)]
+    total = EPOCHS * len(batches)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
     before = held_out()
     for _ in range(EPOCHS):
-        for sample in train:
+        for batch in batches:
             optimizer.zero_grad()
-            with torch.enable_grad():
-                loss(sample).backward()
+            for sample in batch:
+                with torch.enable_grad():
+                    (loss(sample) / len(batch)).backward()
             optimizer.step()
             rates.step()
     after = held_out()

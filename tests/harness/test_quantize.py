@@ -86,6 +86,26 @@ def test_weights_of_another_model_are_not_installed():
         install(model, QuantizedModel({**packed, name: packed["model.layers.1.mlp.down_proj"]}, []))
 
 
+def quantized_in_samples_of(tokens, windows):
+    method = create_method("gptq", bits=3, group_size=32)
+    method.sample_tokens = tokens
+    return quantize_model(tiny.build(), method, windows).packed
+
+
+def same(first, second):
+    return all(torch.equal(first[name].decode(), second[name].decode()) for name in first)
+
+
+def test_a_method_gets_samples_as_short_as_it_wants_them():
+    windows = tiny.tokens()
+    whole = quantized_in_samples_of(None, windows)
+    pieces = quantized_in_samples_of(8, windows)
+    assert same(pieces, quantized_in_samples_of(None, windows.reshape(-1, 8)))
+    assert not same(pieces, whole)
+    # Nothing is thrown away: samples that do not come out even stay whole.
+    assert same(quantized_in_samples_of(7, windows), whole)
+
+
 def test_a_group_size_that_does_not_fit_names_the_layer_before_anything_changes():
     model, before = tiny.build(), tiny.build()
     with pytest.raises(InputError) as caught:

@@ -15,6 +15,7 @@ import flips
 import pytest
 import tiny
 import trained
+from filelock import FileLock
 
 from harness import regression
 from harness.cli import check_regression
@@ -39,10 +40,19 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A baseline of every method of this project, measured once; its numbers are not to be changed."""
+    """A baseline of every method of this project, measured once for all workers; its numbers are not to be changed."""
     if REAL:
         return load_baseline(_ROOT / REAL)
-    folder = tmp_path_factory.mktemp("gate")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gate"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "baseline.json").exists():
+            regression.save_baseline(folder / "baseline.json", measure_baseline(folder))
+    return load_baseline(folder / "baseline.json")
+
+
+def measure_baseline(folder):
     text = folder / "text.txt"
     text.write_text(trained.sentences(250), encoding="utf-8")
     content = {

@@ -52,18 +52,24 @@ def banded_weights(layers):
     return weights, bands
 
 
+def logits(decoder):
+    prompt = tiny.tokens(samples=1, context=2)
+    return [decoder.prefill(prompt), decoder.step(prompt[:, :1])]
+
+
+@pytest.fixture(scope="module")
+def resident():
+    """Logits of resident weights, and their bytes."""
+    weights = weights_on_host()
+    return logits(Decoder(weights, 1, 8)), weights.linear_bytes
+
+
 @interpreted
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_bands_give_the_logits_of_resident_weights(layers):
-    prompt = tiny.tokens(samples=1, context=2)
-    weights = weights_on_host()
-    decoder = Decoder(weights, 1, 8)
-    expected = [decoder.prefill(prompt), decoder.step(prompt[:, :1])]
-    stored = weights.linear_bytes
+def test_bands_give_the_logits_of_resident_weights(layers, resident):
+    expected, stored = resident
     weights, bands = banded_weights(layers)
-    banded = Decoder(weights, 1, 8, bands)
-    found = [banded.prefill(prompt), banded.step(prompt[:, :1])]
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(logits(Decoder(weights, 1, 8, bands)), expected, strict=True):
         assert torch.equal(mine, theirs)
     # All codes are on the host, one or two bands of them on the device.
     assert bands.host_bytes < stored

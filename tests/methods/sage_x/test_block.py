@@ -5,12 +5,20 @@ import small_block
 import torch
 
 from methods import LayerContext, create_method
+from methods.sage_x import tuning
+
+TOKENS = 64  # of a sample of the small block
+
+
+@pytest.fixture(autouse=True)
+def _a_step_for_each_sample(monkeypatch):
+    monkeypatch.setattr(tuning, "BATCH_TOKENS", TOKENS)
 
 
 def encoded(noise=0.3, samples=8, **options):
     """The block after encoding: its view, the result, how far its outputs are from the unquantized block's, and the
     contexts."""
-    view = small_block.view(samples, noise=noise)
+    view = small_block.view(samples, TOKENS, noise=noise)
     method = create_method("sage-x", **{"budget": 2.6, **options})
     contexts = {name: LayerContext(f"model.{name}") for name in view.linears}
     result = method.quantize_block(view, contexts)
@@ -73,11 +81,21 @@ def test_training_scales_lowers_the_loss_and_leaves_the_codes():
         assert torch.equal(view.linears[name].weight, packed.decode())
 
 
-@pytest.mark.parametrize("tuning", ["scales", "blocks"])
-def test_training_is_the_same_every_time(tuning):
-    (_, first, *_), (_, second, *_) = encoded(tuning=tuning), encoded(tuning=tuning)
+@pytest.mark.parametrize("kind", ["scales", "blocks"])
+def test_training_is_the_same_every_time(kind):
+    (_, first, *_), (_, second, *_) = encoded(tuning=kind), encoded(tuning=kind)
     for name in first.packed:
         assert torch.equal(first.packed[name].decode(), second.packed[name].decode())
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(TOKENS - 1, 7), (TOKENS, 7), (3 * TOKENS, 3), (100 * TOKENS, 1)])
+def test_a_step_takes_whole_samples_of_so_many_tokens(tokens, steps, monkeypatch):
+    taken = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(tuning, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: taken.append(step(self)))
+    encoded(tuning="scales")  # 8 samples, of which one is held out
+    assert len(taken) == tuning.EPOCHS * steps
 
 
 def test_a_single_sample_is_too_little_to_train_on():

@@ -67,6 +67,19 @@ def test_shapes_and_that_weights_have_mean_one(view, found):
         assert float(entry.token_weights.mean()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_token_counts_by_the_size_of_its_gradient(view, found):
+    sizes = []
+
+    def watch(module, args, output):
+        output.register_hook(lambda gradient: sizes.append(gradient[0].norm(dim=1)))
+
+    handle = view.linears["loud"].register_forward_hook(watch)
+    measure(view, seed=0)
+    handle.remove()
+    sizes = torch.stack(sizes)
+    assert torch.allclose(found["loud"].token_weights, sizes / sizes.mean(), rtol=1e-4)
+
+
 def test_the_layer_behind_a_small_gain_is_less_sensitive(found):
     assert float(found["quiet"].importance.mean()) < 0.05 * float(found["loud"].importance.mean())
 
