@@ -75,14 +75,15 @@ def quantize_model(
 ) -> QuantizedModel:
     """Quantize every linear layer of the decoder blocks of `model`, in place.
 
-    windows: [samples, context] calibration token ids; may be None for a method that needs nothing. placement: for
+    windows: [samples, context] calibration token ids; may be None for a method that needs nothing. A method with
+    `sample_tokens` sees the same tokens as more samples, shorter ones. placement: for
     models whose blocks come to the device one at a time. checkpoints: where finished blocks are kept; blocks that are
     there already are not made again.
     """
     check_shapes(model, method)
     if windows is None and method.needs != "nothing":
         raise InputError(f"method {method.name!r} needs calibration text")
-    windows = None if windows is None else _cut(windows, method.sample_tokens)
+    windows = None if windows is None else _short_samples(windows, method.sample_tokens)
     placement = placement or Placement()
     blocks = find_blocks(model)
     # Blocks behind the last one that is quantized need no activations.
@@ -122,8 +123,8 @@ def quantize_model(
     return result
 
 
-def _cut(windows: Tensor, tokens: int | None) -> Tensor:
-    """`windows` [samples, context], each cut into samples of `tokens` tokens where they come out even."""
+def _short_samples(windows: Tensor, tokens: int | None) -> Tensor:
+    """The tokens of `windows` [samples, context] as samples of `tokens` tokens, where they come out even."""
     return windows if tokens is None or windows.shape[1] % tokens else windows.reshape(-1, tokens)
 
 

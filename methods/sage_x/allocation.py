@@ -76,7 +76,7 @@ def _outside(found: Mapping[str, float], weights: Mapping[str, Tensor], budget: 
 
 
 def column_prices(weight: Tensor, found: Sensitivity, recipe: Recipe) -> Tensor:
-    """The KL divergence in nats a token that each column is predicted to cost at distortion 1: [n]."""
+    """What each column is predicted to cost at distortion 1, in the units of sensitivity.py, nats a token: [n]."""
     importance = None if "weighting" in recipe.without else found.importance
     scales = row_scales(weight, recipe, importance)
     energy = rotated(weight, scales, recipe).square().mean(dim=0)

@@ -44,13 +44,14 @@ class SageX(QuantizationMethod):
     Config = SageXConfig
     config: SageXConfig
     stream = "both"
-    # The first token of a sample is the attention sink of all others, with activations of its own kind. A few samples
-    # have too few of them: in the model as quantized to 1.1 bits, sinks then fail behind tokens not seen there.
+    # The first token of a sample is the attention sink of all others, with activations of its own kind. A few long
+    # samples have too few of them, and at one bit a sink that was not seen is not made.
     sample_tokens = 256
     provenance = Provenance(
         paper="none (QTIP arXiv 2406.11235, QuIP# 2402.04396, WaterSIC 2603.04956 for its parts)",
         code="this project",
         parity="nothing to compare with",
+        remark="calibration samples cut into pieces of 256 tokens",
     )
 
     def __init__(self, config: MethodConfig | None = None) -> None:

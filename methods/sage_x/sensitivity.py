@@ -2,10 +2,11 @@
 
 With labels drawn from the model's own predictions the mean outer product of the log-likelihood's gradients is the
 Fisher information, and an error E of a layer's weight costs 1/2 sum over tokens of E[(g_t . E x_t)^2] nats of KL
-divergence. As in GuidedQuant (Kim et al. 2025, arXiv 2505.07004, with one group) and K-FAC, g_t g_t^T is replaced by a
-weight a token times a diagonal over the outputs: cost = 1/2 tr(diag(importance) E H E^T), H = mean over tokens of
-weight_t x_t x_t^T. weight_t is the size of g_t and not its square, which would be the Fisher information's: squares
-leave so few tokens to rule H that it describes little but them.
+divergence. In the manner of GuidedQuant (Kim et al. 2025, arXiv 2505.07004, with one group) and K-FAC, g_t g_t^T is
+replaced by a weight a token times a diagonal over the outputs: cost = 1/2 tr(diag(importance) E H E^T), H = mean over
+tokens of weight_t x_t x_t^T. weight_t is the size of g_t and not its square, as there: squares let a few tokens rule
+H, and what is known of so few says little of other text. The price is that a token with a large input and a small
+gradient (an attention sink) counts for more than its share of the divergence.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ output. The last part of the samples is held out: what does not help there is un
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from methods.block import BlockView
 
 EPOCHS = 4
-# Of one step, in whole samples.
+# Tokens of one step, in whole samples, at least one.
 BATCH_TOKENS = 2048
 # Share of the samples that is held out, at least one.
 HELD_OUT = 0.125
@@ -74,12 +75,15 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
         return 1.0
     groups = trainable.parameters()
 
-    def loss(sample: int) -> Tensor:
-        return _loss(view, targets, trainable, importance, token_weights, sample)
+    def loss(batch: Sequence[int]) -> Tensor:
+        """Mean over the samples of `batch`; the weights are put together once for all of them."""
+        tensors = trainable.tensors()
+        lost = [_loss(view, targets, tensors, importance, token_weights, sample) for sample in batch]
+        return torch.stack(lost).mean()
 
     def held_out() -> float:
         with torch.no_grad():
-            return sum(float(loss(sample)) for sample in test)
+            return float(loss(test))
 
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     size = max(1, BATCH_TOKENS // view.hidden.shape[1])
@@ -90,9 +94,8 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
     for _ in range(EPOCHS):
         for batch in batches:
             optimizer.zero_grad()
-            for sample in batch:
-                with torch.enable_grad():
-                    (loss(sample) / len(batch)).backward()
+            with torch.enable_grad():
+                loss(batch).backward()
             optimizer.step()
             rates.step()
     after = held_out()
@@ -106,9 +109,14 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
 
 
 def _loss(
-    view: BlockView, targets: Tensor, trainable: Trainable, importance: Tensor, token_weights: Tensor, sample: int
+    view: BlockView,
+    targets: Tensor,
+    tensors: Mapping[str, Tensor],
+    importance: Tensor,
+    token_weights: Tensor,
+    sample: int,
 ) -> Tensor:
-    output = view.forward(view.hidden[sample : sample + 1], trainable.tensors())[0].float()
+    output = view.forward(view.hidden[sample : sample + 1], tensors)[0].float()
     error = output - targets[sample].to(output)
     return (error.square() @ importance * token_weights[sample].to(output)).mean()
 

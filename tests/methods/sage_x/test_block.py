@@ -1,5 +1,7 @@
 """One block encoded group by group, with and without training in between."""
 
+from dataclasses import replace
+
 import pytest
 import small_block
 import torch
@@ -65,6 +67,24 @@ def test_training_lowers_the_loss_and_says_what_it_changed():
     assert len(contexts["gate"].facts["held_out_loss_after_tuning"]) == 3
     for name, packed in result.packed.items():
         assert torch.equal(view.linears[name].weight, packed.decode())
+
+
+def test_a_step_follows_the_mean_over_its_samples(monkeypatch):
+    """Samples that are all alike teach as much in one batch as one of them alone."""
+    view = small_block.view(8, TOKENS)
+    alike = {part: getattr(view, part)[:1].repeat(8, 1, 1) for part in ("hidden", "targets", "unquantized")}
+    monkeypatch.setattr(tuning, "EPOCHS", 1)
+    found = []
+    for count, tokens in ((8, 7 * TOKENS), (2, TOKENS)):  # one step each, on 7 samples and on 1
+        monkeypatch.setattr(tuning, "BATCH_TOKENS", tokens)
+        part = replace(small_block.view(8, TOKENS), **{name: tensor[:count].clone() for name, tensor in alike.items()})
+        method = create_method("sage-x", budget=2.6, tuning="scales")
+        result = method.quantize_block(part, {name: LayerContext(name) for name in part.linears})
+        found.append(result.packed["down"].row_scales().float())
+    untrained = create_method("sage-x", budget=2.6)
+    plain = untrained.quantize_block(part, {name: LayerContext(name) for name in part.linears})
+    assert torch.allclose(found[0], found[1], rtol=2e-3)
+    assert not torch.allclose(found[0], plain.packed["down"].row_scales().float(), rtol=2e-3)
 
 
 def test_training_scales_lowers_the_loss_and_leaves_the_codes():

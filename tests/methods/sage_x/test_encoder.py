@@ -49,6 +49,16 @@ def test_a_number_of_bytes_survives_its_way_through_bits_per_weight():
     assert whole_bytes(8 * 1000.9) == 1000
 
 
+def test_a_budget_of_so_many_bytes_is_used_to_the_last(layer):
+    weight = layer[0][:, :90]
+    size = weight.numel()
+    lossy = [count for count in range(1400, 1600) if 8 * count / size * size / 8 < count]
+    found = {count: encode_matrix(weight, None, 8 * count / size, Recipe()).nbytes() for count in lossy}
+    assert any(used == count for count, used in found.items())  # not every number of bytes can be met
+    for count, used in found.items():
+        assert used == encode_matrix(weight, None, 8 * (count + 0.5) / size, Recipe()).nbytes()
+
+
 def test_more_bits_lose_less(layer):
     losses = [lost(layer, budget) for budget in (1.3, 1.8, 2.3, 3.3, 4.3)]
     assert all(after < 0.8 * before for before, after in itertools.pairwise(losses))

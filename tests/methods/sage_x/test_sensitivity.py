@@ -74,8 +74,10 @@ def test_a_token_counts_by_the_size_of_its_gradient(view, found):
         output.register_hook(lambda gradient: sizes.append(gradient[0].norm(dim=1)))
 
     handle = view.linears["loud"].register_forward_hook(watch)
-    measure(view, seed=0)
-    handle.remove()
+    try:
+        measure(view, seed=0)
+    finally:
+        handle.remove()
     sizes = torch.stack(sizes)
     assert torch.allclose(found["loud"].token_weights, sizes / sizes.mean(), rtol=1e-4)
 
