@@ -2,8 +2,8 @@
 
 The joined text is tokenized once and cut into windows of `context` tokens; the last partial window is dropped. The
 loss of a window is the mean cross-entropy over its context - 1 shifted targets, in float32; perplexity is exp of the
-mean over windows. Nothing is carried from window to window. This is the one place where a text to be
-measured is cut into windows.
+mean over windows. Nothing is carried from window to window. This is the one place where a text to
+be measured is cut into windows.
 """
 
 from __future__ import annotations
