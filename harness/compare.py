@@ -3,14 +3,16 @@
 Accuracies: McNemar's test on the examples that exactly one of the two got right, with the exact binomial distribution
 (McNemar 1947; Dietterich 1998, section 3.1). Perplexity and KL: a paired bootstrap over windows (Efron and Tibshirani
 1993, chapter 13): resample the windows' differences, since both runs read the same text. Few windows show little
-however clear they look: no p is smaller than the chance that all differences have one sign. Reads records only.
+however clear they look: no p is smaller than the chance that all differences have one sign. Where one run read more
+windows of a text than the other, the windows that both read are compared. Reads records only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, isfinite, sqrt
+from math import comb, exp, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from kernels.errors import InputError, did_you_mean
 
 RESAMPLES = 10_000
 SIGNIFICANT = 0.05
+# Metrics that come in pairs: examples or windows.
+_PAIRED = ("zeroshot", "perplexity", "divergence")
 # Of a record's data: the checksum of a text's token ids. Records of earlier versions lack it.
 _TOKENS = "tokens_sha256"
 
@@ -51,14 +55,21 @@ class Comparison:
 
 
 def compare_records(first: dict[str, Any], second: dict[str, Any], seed: int = 0) -> list[Comparison]:
-    """Every metric that both runs have. Raises InputError if they did not measure the same thing."""
-    _check_comparable(first, second)
+    """Every metric that both runs have. Raises InputError if there is none, or if they did not read the same."""
     found: list[Comparison] = []
-    for mine, theirs in zip(first["metrics"], second["metrics"], strict=True):
-        if mine["metric"] == "zeroshot":
-            found += _accuracies(mine, theirs)
+    theirs = {_measured(entry): place for place, entry in enumerate(second["spec"]["evaluations"])}
+    for place, entry in enumerate(first["spec"]["evaluations"]):
+        if entry["metric"] not in _PAIRED or _measured(entry) not in theirs:
+            continue
+        other = theirs[_measured(entry)]
+        _check_same_text((first, second), (place, other))
+        metrics = first["metrics"][place], second["metrics"][other]
+        if entry["metric"] == "zeroshot":
+            found += _accuracies(*metrics)
         else:
-            found.append(_windows(mine, theirs, seed))
+            found.append(_windows(*metrics, seed))
+    if not found:
+        raise InputError(f"runs {first['key']} and {second['key']} measured different things and cannot be paired")
     return found
 
 
@@ -130,17 +141,21 @@ def _load(store: RecordStore, key: str) -> dict[str, Any]:
     return record
 
 
-def _check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
-    one, other = ([dict(entry) for entry in record["spec"]["evaluations"]] for record in (first, second))
-    if one != other:
-        raise InputError(f"runs {first['key']} and {second['key']} measured different things and cannot be paired")
-    pairs = list(zip(first["data"]["evaluations"], second["data"]["evaluations"], strict=True))
-    if any(mine.get("sha256") != theirs.get("sha256") for mine, theirs in pairs):
-        raise InputError(f"runs {first['key']} and {second['key']} read different texts and cannot be paired")
-    if any(len({entry[_TOKENS] for entry in pair if _TOKENS in entry}) > 1 for pair in pairs):
+def _measured(evaluation: dict[str, Any]) -> str:
+    """What an evaluation of a spec measured, apart from how many windows of its text: those are counted from its start,
+    so that two runs share as many as the shorter one has."""
+    return json.dumps({name: value for name, value in evaluation.items() if name != "windows"}, sort_keys=True)
+
+
+def _check_same_text(runs: Sequence[dict[str, Any]], places: Sequence[int]) -> None:
+    mine, theirs = (run["data"]["evaluations"][place] for run, place in zip(runs, places, strict=True))
+    first, second = (run["key"] for run in runs)
+    if mine.get("sha256") != theirs.get("sha256"):
+        raise InputError(f"runs {first} and {second} read different texts and cannot be paired")
+    if len({entry[_TOKENS] for entry in (mine, theirs) if _TOKENS in entry}) > 1:
         raise InputError(
-            f"runs {first['key']} and {second['key']} cut the text into different tokens, so their windows cannot be "
-            "paired; compare models that share a tokenizer"
+            f"runs {first} and {second} cut the text into different tokens, so their windows cannot be paired; compare "
+            "models that share a tokenizer"
         )
 
 
@@ -177,23 +192,26 @@ def _accuracies(mine: dict[str, Any], theirs: dict[str, Any]) -> list[Comparison
 def _windows(mine: dict[str, Any], theirs: dict[str, Any], seed: int) -> Comparison:
     metric, where = mine["metric"], f"{mine['metric']} on {mine['dataset']}"
     name = {"perplexity": "window_nll", "divergence": "window_kl"}[metric]
-    lists = [_losses(entry, name, where) for entry in (mine, theirs)]
-    if len(lists[0]) != len(lists[1]):
-        raise InputError(f"{where}: {len(lists[0])} and {len(lists[1])} windows cannot be paired")
+    read = [_losses(entry, name, where) for entry in (mine, theirs)]
+    shared = min(map(len, read))
+    lists = [losses[:shared] for losses in read]
     differences = [other - one for one, other in zip(*lists, strict=True)]
     low, high, p = paired_bootstrap(differences, seed)
+    means = [sum(losses) / shared for losses in lists]
+    values = [exp(mean) for mean in means] if metric == "perplexity" else means
     return Comparison(
         metric="KL" if metric == "divergence" else metric,
         dataset=mine["dataset"],
-        first=mine["value"],
-        second=theirs["value"],
-        difference=sum(differences) / len(differences),
+        first=values[0],
+        second=values[1],
+        difference=sum(differences) / shared,
         low=low,
         high=high,
         p=p,
         unit="nats",
-        pairs=len(differences),
-        detail=f"second larger in {sum(value > 0 for value in differences)} windows{_few(len(differences))}",
+        pairs=shared,
+        detail=f"second larger in {sum(value > 0 for value in differences)} windows{_few(shared)}"
+        + (f"; the first {shared} of {max(map(len, read))}" if len(read[0]) != len(read[1]) else ""),
     )
 
 

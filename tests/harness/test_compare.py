@@ -1,6 +1,7 @@
 import copy
 import io
 import itertools
+import math
 import random
 
 import pytest
@@ -93,7 +94,7 @@ def record(key, method, correct, nll):
         "metrics": [
             {"metric": "zeroshot", "dataset": "piqa", "prompts_sha256": "p", "value": score["value"],
              "scores": {"acc": score, "acc_norm": score}},
-            {"metric": "perplexity", "dataset": "c", "value": 2.7**mean, "window_nll": nll},
+            {"metric": "perplexity", "dataset": "c", "value": math.exp(mean), "window_nll": nll},
             {"metric": "divergence", "dataset": "c", "value": mean, "window_kl": nll},
         ],
     }  # fmt: skip
@@ -133,11 +134,9 @@ def test_records_from_before_tokens_were_noted_are_compared_too(runs):
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        (("spec", "evaluations", 1, "corpus"), "d", "measured different things"),
         (("data", "evaluations", 1, "sha256"), "x", "read different texts"),
         (("metrics", 0, "prompts_sha256"), "x", "different prompts of piqa"),
         (("metrics", 1, "window_nll"), None, "the record has no window_nll, an earlier version wrote it"),
-        (("metrics", 1, "window_nll"), [1.0, 2.0], "8 and 2 windows cannot be paired"),
         (("data", "evaluations", 1, "tokens_sha256"), "x", "into different tokens, so their windows cannot be paired"),
     ],
 )
@@ -147,6 +146,32 @@ def test_runs_that_are_not_alike_are_refused(runs, path, value, problem):
         place = place[part]
     place[path[-1]] = value
     with pytest.raises(InputError, match=problem):
+        compare_records(*runs)
+
+
+def test_windows_that_one_run_alone_read_do_not_count(runs):
+    shorter = copy.deepcopy(runs[1])
+    shorter["spec"]["evaluations"][1]["windows"] = 6
+    shorter["metrics"][1] = {"metric": "perplexity", "dataset": "c", "value": 0.0, "window_nll": [3.5, 3.4] * 3}
+    found = compare_records(runs[0], shorter)[2]
+    assert (found.pairs, found.second) == (6, pytest.approx(math.exp(3.45)))
+    assert found.first == pytest.approx(math.exp((3.0 + 3.1 + 2.9 + 3.2 + 3.0 + 3.1) / 6))
+    assert found.difference == pytest.approx(0.4)
+    assert "the first 6 of 8" in found.detail
+
+
+def test_what_one_run_alone_measured_is_left_out(runs):
+    for name in ("spec", "data"):
+        del runs[1][name]["evaluations"][0]
+    del runs[1]["metrics"][0]
+    assert [one.metric for one in compare_records(*runs)] == ["perplexity", "KL"]
+    assert [one.metric for one in compare_records(runs[1], runs[0])] == ["perplexity", "KL"]
+
+
+def test_runs_that_measured_nothing_alike_are_refused(runs):
+    for entry in runs[1]["spec"]["evaluations"]:
+        entry["split" if entry["metric"] != "zeroshot" else "limit"] = 3
+    with pytest.raises(InputError, match="runs k-one and k-two measured different things"):
         compare_records(*runs)
 
 
