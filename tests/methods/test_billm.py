@@ -44,30 +44,35 @@ def test_equals_the_authors_code(golden, case, layer):
     )
     packed = method.quantize_linear(vector.weight, vector.statistics)
     decoded = packed.decode()
-    # A level is a sum of up to three signed constants. Where they nearly cancel, the rounding noise of a float32
-    # Cholesky factor (1e-7 of a weight) is more than 1e-5 of the tiny sum; so the difference is measured against the
-    # largest level of the row's block, and no entry may be off.
+    # A level is a sum of up to three signed constants. Where they nearly cancel, the rounding noise of the authors'
+    # float32 Cholesky factor (1e-7 of a weight) is more than 1e-5 of the tiny sum; so the difference is measured
+    # against the largest level of the row's block, and no entry may be off.
     difference = (decoded - vector.quantized).abs() / row_levels(vector.quantized, 128)
     assert difference.max() < 1e-5
     # Nor does any differ by more than the authors' own result does when their H moves by 1e-6 of itself.
     assert (decoded - vector.quantized).abs().max() <= vector.noise
     # Measured against each sum itself, only such levels differ: 2 in 1000 at most, nearly all in salient columns.
-    assert vector.mismatch(decoded) < 5e-3
+    assert vector.mismatch(decoded) < 2e-3
     # The first block sees no factor in its constants: there the noise is gone and only the merged mean is left.
     first = (decoded - vector.quantized).abs()[:, :128] > 1e-5 * vector.quantized.abs()[:, :128]
     assert first.float().mean() < 1e-3
 
 
+def exact_transcription(vector):
+    """The released algorithm, literally and in float64 throughout: what the authors' float32 result approximates."""
+    hessian, dead = damped(vector.statistics.hessian, 0.01)
+    upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
+    weight = vector.weight.masked_fill(dead, 0).double()
+    return reference.quantize(weight, upper, metric=vector.options["metric"]).quantized
+
+
 @pytest.mark.parametrize(("case", "layer"), GOLDEN)
-def test_entries_that_differ_from_the_authors_differ_in_a_literal_transcription_too(golden, case, layer):
+def test_what_differs_from_the_authors_is_the_rounding_of_their_own_float32(golden, case, layer):
     vector = golden(case, layer)
-    factor = vector.statistics.inverse_factor(0.01)
-    weight = vector.weight.masked_fill(factor.dead, 0)
-    metric = vector.options["metric"]
-    literal = reference.quantize(weight, factor.upper, metric=metric).quantized
-    packed = create_method("billm", metric=metric, scale_dtype="float32").quantize_linear(weight, vector.statistics)
-    # Eight constants instead of seven, and the same entries: what moves them is the factor, not the merged mean.
-    assert abs(vector.mismatch(packed.decode()) - vector.mismatch(literal)) < 2e-4
+    method = create_method("billm", metric=vector.options["metric"], scale_dtype="float32")
+    ours = vector.mismatch(method.quantize_linear(vector.weight, vector.statistics).decode())
+    # Their file lies as far from exact arithmetic as from us: 77 of 55296 entries for billm-hes-1, beyond 1 in 1000.
+    assert ours <= vector.mismatch(exact_transcription(vector)) + 3e-4
 
 
 @pytest.mark.parametrize(("case", "layer"), GOLDEN)

@@ -64,6 +64,13 @@ def test_the_factor_is_upper_triangular_and_gives_the_inverse():
     assert ((factor.upper.T @ factor.upper) - inverse).abs().max() < 1e-4 * inverse.abs().max()
 
 
+def test_the_factor_is_exact_to_float32_also_of_an_ill_conditioned_hessian():
+    hessian = correlated(features=96, tokens=200)
+    exact = torch.linalg.cholesky(torch.linalg.inv(damped(hessian, 1e-5)[0].double()), upper=True)
+    difference = (factorize(hessian, 1e-5).upper - exact).abs().max()
+    assert difference < 1e-6 * exact.abs().max()
+
+
 @pytest.mark.parametrize("j", torch.randint(0, 32, (3,), generator=torch.Generator().manual_seed(5)).tolist())
 def test_squared_diagonal_is_the_obs_pivot_of_the_columns_not_yet_frozen(j):
     hessian = correlated()
