@@ -126,7 +126,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--all", action="store_true", help="every table and figure of the paper")
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
-    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only rows of these methods")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="X",
+        help='only rows of these methods; "sage-ptq n_lut 3" is the row of that setting alone',
+    )  # fmt: skip
     parser.add_argument(
         "--budgets",
         default="",

@@ -66,7 +66,7 @@ class Choices:
 
     def suited_to(self, experiment: Experiment) -> Choices:
         """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
-        known = {row.method for row in experiment.rows}
+        known = {name for row in experiment.rows for name in row.names}
         methods = tuple(method for method in self.methods if method in known)
         if self.methods and not methods:
             raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
@@ -190,14 +190,14 @@ def _datasets(experiment: Experiment, choices: Choices) -> tuple[str, ...]:
 
 def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     known = {row.method for row in experiment.rows}
+    names = {name for row in experiment.rows for name in row.names}
     for method in methods:
-        if method not in known:
-            if method in method_names():
-                raise InputError(
-                    f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}"
-                )
-            raise InputError(f"unknown method {method!r}" + did_you_mean(method, known))
-    return [row for row in experiment.rows if not methods or row.method in methods]
+        if method in names:
+            continue
+        if method in method_names():
+            raise InputError(f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}")
+        raise InputError(f"unknown method {method!r}" + did_you_mean(method, names if " " in method else known))
+    return [row for row in experiment.rows if not methods or row.names & set(methods)]
 
 
 def _model_spec(

@@ -78,7 +78,7 @@ def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Pla
     if len(names) == 1:
         return [plan_table(load_experiment(names[0]), choices)]
     for method in choices.methods:
-        if method not in method_names():
+        if method.split(" ", 1)[0] not in method_names():
             raise InputError(f"unknown method {method!r}" + did_you_mean(method, method_names()))
     plans = []
     for name in names:

@@ -35,6 +35,11 @@ class Row(_Data):
     runtime: dict[str, Any] = {}
     budgets: bool = False
 
+    @property
+    def names(self) -> set[str]:
+        """What chooses it on a command line: its method, or that and its setting for it alone, "sage-ptq n_lut 3"."""
+        return {self.method, f"{self.method} {self.setting}"}
+
 
 class Experiment(_Data):
     """A table or figure of the paper. models, corpora, tasks: names of the catalogue. notes: what stands in every

@@ -49,6 +49,15 @@ def test_the_reference_runs_even_where_its_row_was_not_asked_for(experiment, cho
     assert {row.method for row in plan.table.rows} == {"gptq"}
 
 
+def test_one_row_of_a_method_is_chosen_by_its_setting(experiment, choices):
+    other = Row(method="gptq", setting="2 bit", label="GPTQ", options={"bits": 2, "group_size": 32})
+    more = experiment.model_copy(update={"rows": (*experiment.rows, other)})
+    plan = plan_table(more, choices(methods=("gptq 2 bit",)))
+    assert [spec.method.options.get("bits") for spec in plan.runs] == [None, 2]
+    assert {row.setting for row in plan.table.rows} == {"2 bit"}
+    assert choices(methods=("gptq 2 bit", "rtn")).suited_to(more).methods == ("gptq 2 bit",)
+
+
 def test_only_methods_that_need_text_have_calibration(experiment, choices):
     by_name = {spec.method.name: spec for spec in plan_table(experiment, choices(calibration_samples=5)).runs}
     assert by_name["fp16"].calibration is None
@@ -117,6 +126,7 @@ def test_options_given_besides_a_preset_survive_the_plan(choices):
         (("gtpq",), "unknown method 'gtpq'; did you mean 'gptq'"),
         (("SAGE_PTQ",), "unknown method 'SAGE_PTQ'; did you mean 'sage-ptq' or 'gptq'"),
         (("rtn",), "method 'rtn' has no row in small; it has fp16, gptq, not-there, sage-ptq"),
+        (("gptq 4 bit",), "unknown method 'gptq 4 bit'; did you mean 'gptq 3 bit'"),
         (("gptq", "nonsense"), "unknown method 'nonsense'; known: fp16, gptq, not-there, sage-ptq"),
     ],
 )
