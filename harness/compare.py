@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb, exp, isfinite, sqrt
+from math import comb, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from harness.nll import perplexity_of
 from harness.records import RecordStore
 from kernels.errors import InputError, did_you_mean
 
@@ -67,10 +68,27 @@ def compare_records(first: dict[str, Any], second: dict[str, Any], seed: int = 0
         if entry["metric"] == "zeroshot":
             found += _accuracies(*metrics)
         else:
-            found.append(_windows(*metrics, seed))
+            shorter = entry.get("windows") != second["spec"]["evaluations"][other].get("windows")
+            found.append(_windows(*metrics, seed, shorter=shorter))
     if not found:
-        raise InputError(f"runs {first['key']} and {second['key']} measured different things and cannot be paired")
+        measured = [", ".join(map(_named, run["spec"]["evaluations"])) for run in (first, second)]
+        raise InputError(
+            f"runs {first['key']} and {second['key']} measured different things and cannot be paired: {measured[0]}; "
+            f"{measured[1]}"
+        )
     return found
+
+
+def not_shared(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """What one of two runs alone measured, or measured in another way, in words."""
+    lists = [run["spec"]["evaluations"] for run in (first, second)]
+    sets = [{_measured(entry) for entry in entries} for entries in lists]
+    return [
+        f"{_named(entry)} ({which} alone)"
+        for entries, others, which in zip(lists, reversed(sets), ("first", "second"), strict=True)
+        for entry in entries
+        if _measured(entry) not in others
+    ]
 
 
 def mcnemar(first: str, second: str) -> tuple[int, int, float]:
@@ -130,6 +148,8 @@ def show_comparison(first: str, second: str, out: Path, seed: int = 0, console: 
             found.detail,
         )
     console.print(table)
+    for name in not_shared(*runs):
+        console.print(f"not compared: {name}", markup=False)
     console.print(f"noise: p of {SIGNIFICANT} or more; with many rows some differ by chance alone", markup=False)
 
 
@@ -145,6 +165,14 @@ def _measured(evaluation: dict[str, Any]) -> str:
     """What an evaluation of a spec measured, apart from how many windows of its text: those are counted from its start,
     so that two runs share as many as the shorter one has."""
     return json.dumps({name: value for name, value in evaluation.items() if name != "windows"}, sort_keys=True)
+
+
+def _named(evaluation: dict[str, Any]) -> str:
+    on = evaluation.get("task") or evaluation.get("corpus")
+    details = [f"{name} {evaluation[name]}" for name in ("split", "context", "limit") if evaluation.get(name)]
+    return " ".join(
+        [evaluation["metric"], *([f"on {on}"] if on else []), *([f"[{', '.join(details)}]"] * bool(details))]
+    )
 
 
 def _check_same_text(runs: Sequence[dict[str, Any]], places: Sequence[int]) -> None:
@@ -189,16 +217,18 @@ def _accuracies(mine: dict[str, Any], theirs: dict[str, Any]) -> list[Comparison
     return found
 
 
-def _windows(mine: dict[str, Any], theirs: dict[str, Any], seed: int) -> Comparison:
+def _windows(mine: dict[str, Any], theirs: dict[str, Any], seed: int, *, shorter: bool) -> Comparison:
     metric, where = mine["metric"], f"{mine['metric']} on {mine['dataset']}"
     name = {"perplexity": "window_nll", "divergence": "window_kl"}[metric]
     read = [_losses(entry, name, where) for entry in (mine, theirs)]
     shared = min(map(len, read))
+    if len(read[0]) != len(read[1]) and not shorter:
+        raise InputError(f"{where}: {len(read[0])} and {len(read[1])} windows of as many that were asked for")
     lists = [losses[:shared] for losses in read]
     differences = [other - one for one, other in zip(*lists, strict=True)]
     low, high, p = paired_bootstrap(differences, seed)
     means = [sum(losses) / shared for losses in lists]
-    values = [exp(mean) for mean in means] if metric == "perplexity" else means
+    values = [perplexity_of(mean) for mean in means] if metric == "perplexity" else means
     return Comparison(
         metric="KL" if metric == "divergence" else metric,
         dataset=mine["dataset"],

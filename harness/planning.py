@@ -66,7 +66,7 @@ class Choices:
 
     def suited_to(self, experiment: Experiment) -> Choices:
         """These choices less those that mean nothing to `experiment`: for many experiments under one command line."""
-        known = {name for row in experiment.rows for name in row.names}
+        known = {name for row in experiment.with_budgets(self.budgets).rows for name in row.names}
         methods = tuple(method for method in self.methods if method in known)
         if self.methods and not methods:
             raise NothingToMeasureError(f"{experiment.name} has no row of {', '.join(self.methods)}")
@@ -194,9 +194,13 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
     for method in methods:
         if method in names:
             continue
-        if method in method_names():
-            raise InputError(f"method {method!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}")
-        raise InputError(f"unknown method {method!r}" + did_you_mean(method, names if " " in method else known))
+        name, _, setting = method.partition(" ")
+        if setting and name in known:
+            settings = ", ".join(repr(row.setting) for row in experiment.rows if row.method == name)
+            raise InputError(f"{name} has no row {setting!r} in {experiment.name}; it has {settings}")
+        if name in method_names():
+            raise InputError(f"method {name!r} has no row in {experiment.name}; it has {', '.join(sorted(known))}")
+        raise InputError(f"unknown method {name!r}" + did_you_mean(name, known))
     return [row for row in experiment.rows if not methods or row.names & set(methods)]
 
 

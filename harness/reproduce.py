@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -78,8 +79,9 @@ def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Pla
     if len(names) == 1:
         return [plan_table(load_experiment(names[0]), choices)]
     for method in choices.methods:
-        if method.split(" ", 1)[0] not in method_names():
-            raise InputError(f"unknown method {method!r}" + did_you_mean(method, method_names()))
+        name = method.split(" ", 1)[0]
+        if name not in method_names():
+            raise InputError(f"unknown method {name!r}" + did_you_mean(name, method_names()))
     plans = []
     for name in names:
         experiment = load_experiment(name)
@@ -135,8 +137,12 @@ def _choices(arguments: argparse.Namespace) -> Choices:
 
 
 def _names(option: str, entries: Sequence[str]) -> tuple[str, ...]:
-    """Names given apart or with commas between. An option that is there but empty (an unset variable) is refused."""
-    names = tuple(part for entry in entries for part in entry.split(",") if part)
+    """Names given apart or with commas between. An option that is there but empty (an unset variable) is refused.
+
+    A name with a space is a row's, whose setting may hold commas: it stays whole.
+    """
+    parts = [[entry] if " " in entry.split(",")[0] else entry.split(",") for entry in entries]
+    names = tuple(name.strip() for name in itertools.chain(*parts) if name.strip())
     if entries and not names:
         raise InputError(f"{option} names nothing; name at least one, or leave it out for all")
     return names

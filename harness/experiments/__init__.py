@@ -38,7 +38,7 @@ class Row(_Data):
     @property
     def names(self) -> set[str]:
         """What chooses it on a command line: its method, or that and its setting for it alone, "sage-ptq n_lut 3"."""
-        return {self.method, f"{self.method} {self.setting}"}
+        return {self.method, f"{self.method} {self.setting}".strip()}
 
 
 class Experiment(_Data):

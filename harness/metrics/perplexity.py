@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.nll import perplexity_of
 from kernels.errors import InputError, NumericalError
 
 # Rows of logits whose loss is computed at once: the temporaries stay in cache, and are small for large vocabularies.
@@ -94,7 +95,7 @@ def perplexity(
         raise NumericalError("the model's loss is not finite: its logits overflow; try --dtype float32 or bfloat16")
     variance = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
     return Perplexity(
-        value=math.exp(min(mean, 700.0)),
+        value=perplexity_of(mean),
         nll=mean,
         nll_stderr=math.sqrt(variance / len(losses)) if len(losses) > 1 else None,
         tokens=len(losses) * (context - 1),

@@ -1,9 +1,9 @@
 """The model-level budget: how many bytes each matrix gets, so that all columns of all matrices sit at one slope.
 
-The same water-filling as inside a matrix (rates.py), over all columns at once, in units that hold across matrices: a rough
-price in loss of the model (sensitivity.py). HIGGS (arXiv 2411.17525) and Q-Palette (2509.20214) allocate by such a linear
-model; here the predicted price of a column includes what error feedback will save. The model is that of small errors;
-far below 2 bits they are not small, and its optimum is not to be trusted far away from an even share.
+The same water-filling as inside a matrix (rates.py), over all columns at once, in units that hold across matrices: a
+rough price in the model's loss (sensitivity.py). HIGGS (arXiv 2411.17525) and Q-Palette (2509.20214) allocate by such a
+linear model; here the predicted price of a column includes what error feedback will save. The model is that of small
+errors; far below 2 bits they are not small, and its optimum is not to be trusted far away from an even share.
 """
 
 from __future__ import annotations

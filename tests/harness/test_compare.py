@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from harness.cli import main
-from harness.compare import compare_records, mcnemar, paired_bootstrap, show_comparison
+from harness.compare import compare_records, mcnemar, not_shared, paired_bootstrap, show_comparison
 from harness.records import RecordStore
 from kernels.errors import InputError
 
@@ -136,6 +136,7 @@ def test_records_from_before_tokens_were_noted_are_compared_too(runs):
     [
         (("data", "evaluations", 1, "sha256"), "x", "read different texts"),
         (("metrics", 0, "prompts_sha256"), "x", "different prompts of piqa"),
+        (("metrics", 1, "window_nll"), [1.0, 2.0], "8 and 2 windows of as many that were asked for"),
         (("metrics", 1, "window_nll"), None, "the record has no window_nll, an earlier version wrote it"),
         (("data", "evaluations", 1, "tokens_sha256"), "x", "into different tokens, so their windows cannot be paired"),
     ],
@@ -166,13 +167,20 @@ def test_what_one_run_alone_measured_is_left_out(runs):
     del runs[1]["metrics"][0]
     assert [one.metric for one in compare_records(*runs)] == ["perplexity", "KL"]
     assert [one.metric for one in compare_records(runs[1], runs[0])] == ["perplexity", "KL"]
+    assert not_shared(*runs) == ["zeroshot on piqa (first alone)"]
 
 
 def test_runs_that_measured_nothing_alike_are_refused(runs):
     for entry in runs[1]["spec"]["evaluations"]:
         entry["split" if entry["metric"] != "zeroshot" else "limit"] = 3
-    with pytest.raises(InputError, match="runs k-one and k-two measured different things"):
+    with pytest.raises(InputError, match=r"k-one and k-two measured different things.*: zeroshot on piqa, .*limit 3"):
         compare_records(*runs)
+    assert not_shared(*runs)[:2] == ["zeroshot on piqa (first alone)", "perplexity on c (first alone)"]
+
+
+def test_a_broken_model_has_a_finite_perplexity_here_too(runs):
+    runs[1]["metrics"][1]["window_nll"] = [1000.0] * 8
+    assert compare_records(*runs)[2].second == math.exp(700)
 
 
 def test_the_command_shows_a_verdict_for_each_metric(runs, tmp_path):

@@ -126,7 +126,8 @@ def test_options_given_besides_a_preset_survive_the_plan(choices):
         (("gtpq",), "unknown method 'gtpq'; did you mean 'gptq'"),
         (("SAGE_PTQ",), "unknown method 'SAGE_PTQ'; did you mean 'sage-ptq' or 'gptq'"),
         (("rtn",), "method 'rtn' has no row in small; it has fp16, gptq, not-there, sage-ptq"),
-        (("gptq 4 bit",), "unknown method 'gptq 4 bit'; did you mean 'gptq 3 bit'"),
+        (("gptq 4 bit",), "gptq has no row '4 bit' in small; it has '3 bit'"),
+        (("gtpq 3 bit",), "unknown method 'gtpq'; did you mean 'gptq'"),
         (("gptq", "nonsense"), "unknown method 'nonsense'; known: fp16, gptq, not-there, sage-ptq"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_record_of_the_unquantized_model_alone_holds_the_weight_distribution
         (["--table", "8"], "table 8 is unknown; known: 1, 2"),
         (["--all", "--methods", "bilm"], "unknown method 'bilm'; did you mean 'billm'"),
         (["--all", "--methods", "rtn"], "nothing is left to run"),
-        (["--all", "--methods", "bilm block 128"], "unknown method 'bilm block 128'"),
+        (["--all", "--methods", "bilm block 128"], "unknown method 'bilm'; did you mean 'billm'"),
         (["--all", "--table", "1"], "not allowed with argument"),
     ],
 )
