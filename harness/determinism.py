@@ -20,6 +20,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def prepare_products(device: str) -> None:
+    """To be called before the first matrix product on a GPU in this process, or products will not be deterministic."""
+    if torch.device(device).type == "cuda":
+        # Read by cuBLAS when its first handle is made, and by torch when its first product is.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def prefer_deterministic_kernels(device: str) -> None:
     """Ask torch for kernels that give the same bits every time; on the CPU they do anyway.
 
@@ -27,7 +34,6 @@ def prefer_deterministic_kernels(device: str) -> None:
     """
     if torch.device(device).type != "cuda":
         return
-    # Read by cuBLAS when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    prepare_products(device)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)

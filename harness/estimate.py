@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from harness.catalog import ModelEntry, find_task, models
+from harness.determinism import prepare_products
 from harness.memory import available_memory
 from harness.models.source import linear_weights, resolve_model
 from harness.spec import STORED, DecodeSpec, ModelSpec, QualitySpec, RunSpec, ZeroShotSpec
@@ -107,6 +108,7 @@ def _is_here(device: str) -> bool:
 def _operations_per_second(device: str, dtype: str) -> float:
     if not _is_here(device):
         return _GPU_OPERATIONS_PER_SECOND
+    prepare_products(device)
     kind = getattr(torch, dtype)
     size = 8192
     if torch.device(device).type == "cpu":

@@ -15,10 +15,13 @@ _UNLIMITED = 1 << 60
 
 def available_memory(device: str) -> int:
     """Bytes free on the device; for the CPU the least of what the machine, a control group and RLIMIT_AS leave."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    free = [int(psutil.virtual_memory().available), *_group_memory(_CGROUPS, Path("/proc/self/cgroup"))]
-    return max(0, min(free + _address_space()))
+    where = torch.device(device)
+    if where.type == "cuda":
+        free = int(torch.cuda.mem_get_info(where)[0])
+        # What torch's allocator keeps of tensors that are gone counts as used there, and is given out again.
+        return free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+    limits = [int(psutil.virtual_memory().available), *_group_memory(_CGROUPS, Path("/proc/self/cgroup"))]
+    return max(0, min(limits + _address_space()))
 
 
 def _group_memory(root: Path, membership: Path) -> list[int]:

@@ -26,7 +26,7 @@ from harness.generation import self_calibration
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
 from harness.metrics.weight_distribution import weight_distribution
-from harness.models.blocks import model_linears
+from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import QuantizedEntry, run_conditions
@@ -130,7 +130,12 @@ def run(
 
 def _distributions(loaded: LoadedModel) -> dict[str, Any]:
     """How the weights of each layer are distributed: a property of the model, so its own record alone holds it."""
-    return {name: weight_distribution(linear.weight) for name, linear in model_linears(loaded.model).items()}
+    found, blocks = {}, find_blocks(loaded.model)
+    for index, block in enumerate(blocks.blocks):
+        loaded.placement.bring(block)  # one that is streamed from disk has no weights before
+        for name, linear in block_linears(block).items():
+            found[blocks.name(index, name)] = weight_distribution(linear.weight)
+    return found
 
 
 def _with_label(progress: Progress, what: str, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pretended_device import PretendedCuda, pretend
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -87,6 +88,18 @@ def golden() -> Callable[[str, int], Golden]:
         )
 
     return load
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedCuda]:
+    """As if there were a CUDA device, while what this gives is entered: see pretended_device.py."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what a run sets is forgotten afterwards
+    yield pretend(monkeypatch)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 # The same examples every time, however slowly a busy machine draws them; `--hypothesis-profile explore` draws new ones.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.memory import available_memory
 from harness.models.blocks import Blocks, block_linears, find_blocks
 from kernels.layouts import PackedWeight
 from kernels.linear import put_decoded
@@ -76,7 +77,7 @@ class OneBlockAtATime(Placement):
 
 def place(model: nn.Module, device: torch.device) -> Placement:
     """Move `model` to `device`, whole if it fits; else all but its blocks, which then come one at a time."""
-    if device.type == "cpu" or _bytes(model) < WEIGHT_SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cpu" or _bytes(model) < WEIGHT_SHARE * available_memory(str(device)):
         model.to(device)
         return Placement()
     blocks = find_blocks(model)

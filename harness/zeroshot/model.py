@@ -109,15 +109,16 @@ class InMemoryModel(HFLM):
         """As `_share`, in halves where the memory does not hold the whole."""
         try:
             found = self._share(questions)
+            self.largest_batch = max(self.largest_batch, len(found))
+            return found
         except torch.OutOfMemoryError:
             # The estimate cannot know what else the model holds on its device.
             if len(questions) == 1:
                 raise
-            torch.cuda.empty_cache()
-            half = self._most = len(questions) // 2
-            return {**self._score(questions[:half]), **self._score(questions[half:])}
-        self.largest_batch = max(self.largest_batch, len(found))
-        return found
+        # Not before the error is let go: it holds on to all that the attempt had on the device.
+        torch.cuda.empty_cache()
+        half = self._most = len(questions) // 2
+        return {**self._score(questions[:half]), **self._score(questions[half:])}
 
     @torch.inference_mode()
     def _share(self, questions: list[_Question]) -> dict[int, tuple[float, bool]]:

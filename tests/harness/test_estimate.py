@@ -1,4 +1,7 @@
+import os
+
 import pytest
+import torch
 
 from harness import estimate as module
 from harness.estimate import estimate
@@ -96,3 +99,17 @@ def test_the_speed_of_this_machine_is_measured_once(monkeypatch):
     speed = module._operations_per_second("cpu", "float32")
     assert 1e8 < speed < 1e15
     assert module._operations_per_second("cpu", "float32") == speed
+
+
+def test_a_gpu_is_set_up_for_deterministic_products_before_its_speed_is_measured(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "to be restored")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def first_product(*size, **options):
+        raise RuntimeError(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+
+    monkeypatch.setattr(torch, "ones", first_product)
+    with pytest.raises(RuntimeError, match=":4096:8"):
+        module._operations_per_second("cuda", "float16")

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import memory
 from harness.memory import available_memory
@@ -13,6 +14,12 @@ GB = 10**9
 
 def test_available_memory_is_that_of_this_machine():
     assert 1e6 < available_memory("cpu") < 1e14
+
+
+def test_what_the_allocator_keeps_of_a_device_is_free(monkeypatch):
+    for name, told in {"mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 30}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+    assert available_memory("cuda:0") == 140
 
 
 def group(folder, **files):

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import tiny
 import torch
@@ -118,6 +120,22 @@ def test_a_batch_that_does_not_fit_after_all_is_halved(monkeypatch):
     assert [score for score, _ in found] == pytest.approx([one for one, _ in likelihoods(model, requests())], rel=1e-5)
     # Contexts of 7 tokens first: two at once fail; from then on they go one by one.
     assert sizes == [2, 1, 1, 1, 1, 1]
+
+
+def test_what_did_not_fit_is_let_go_before_the_halves_are_tried(monkeypatch):
+    wrapped = InMemoryModel(tiny.build(), tiny.tokenizer(), lambda done, total: None)
+    real, held = wrapped._share, []
+
+    def small_memory(questions):
+        assert not any(tensor() is not None for tensor in held)
+        large = torch.zeros(1)
+        held.append(weakref.ref(large))
+        if len(questions) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return real(questions)
+
+    monkeypatch.setattr(wrapped, "_share", small_memory)
+    assert len(wrapped._loglikelihood_tokens(requests())) == 15
 
 
 def test_memory_that_holds_not_even_one_is_an_error(monkeypatch):
