@@ -169,10 +169,8 @@ def _measured(evaluation: dict[str, Any]) -> str:
 
 def _named(evaluation: dict[str, Any]) -> str:
     on = evaluation.get("task") or evaluation.get("corpus")
-    details = [f"{name} {evaluation[name]}" for name in ("split", "context", "limit") if evaluation.get(name)]
-    return " ".join(
-        [evaluation["metric"], *([f"on {on}"] if on else []), *([f"[{', '.join(details)}]"] * bool(details))]
-    )
+    details = ", ".join(f"{name} {evaluation[name]}" for name in ("split", "context", "limit") if evaluation.get(name))
+    return evaluation["metric"] + (f" on {on}" if on else "") + (f" [{details}]" if details else "")
 
 
 def _check_same_text(runs: Sequence[dict[str, Any]], places: Sequence[int]) -> None:

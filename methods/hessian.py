@@ -66,10 +66,10 @@ def damped(hessian: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 def factorize(hessian: Tensor, damping: float) -> InverseFactor:
     """Damp `hessian` [n, n], float32, and factorize its inverse, in float64.
 
-    The released codes factorize in float32. The rounding of two factorizations and an inverse differs there by processor
-    and by number of threads, and moves weights by more than 1e-5 of themselves; in float64 the same Hessian, damped as
-    usual, gives the same factor to float32's last digits. (The Hessian itself is summed in float32.) It takes two
-    to three matrices of 8 n^2 bytes: 3 GB at n = 11008.
+    The released codes factorize in float32. There the rounding of two factorizations and an inverse differs by
+    processor and by number of threads, and moves weights by more than 1e-5 of themselves; in float64 the same Hessian,
+    damped as usual, gives the same factor to float32's last digits. (The Hessian itself is summed in float32.) It takes
+    two to three matrices of 8 n^2 bytes: 3 GB at n = 11008.
 
     Raises NumericalError if the Hessian holds NaN or infinity, or is not positive definite at any damping tried.
     """

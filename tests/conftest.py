@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,27 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from methods import LayerStatistics
+
+
+def _mend_interpreter() -> None:
+    """Triton before 3.7 calls int() on arrays of one element when it interprets a loop, which NumPy 2.4 refuses."""
+    try:
+        if tuple(map(int, metadata.version("triton").split(".")[:2])) >= (3, 7):
+            return
+    except metadata.PackageNotFoundError:
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = mended
+
+
+_mend_interpreter()
 
 _GOLDEN = Path(__file__).parent / "golden"
 
