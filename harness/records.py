@@ -81,9 +81,10 @@ def _checked(key: str) -> str:
 def outcome(record: dict[str, Any]) -> dict[str, Any]:
     """What a record says, without when and how fast it came about: equal for runs that must be equal.
 
-    Left out: dates, times, memory, whether weights came from the cache, and where blocks lay while they were computed.
+    Left out: dates, times, memory, whether weights came from the cache, where blocks lay while they were computed, and
+    which longer run has measured them.
     """
-    rest = {key: value for key, value in record.items() if key not in ("created", "phases")}
+    rest = {key: value for key, value in record.items() if key not in ("created", "phases", "taken_from")}
     rest["quantization"] = {"key": record["quantization"]["key"], "file_bytes": record["quantization"]["file_bytes"]}
     rest["model"] = {key: value for key, value in record["model"].items() if key != "placement"}
     rest["layers"] = [{k: v for k, v in layer.items() if k != "seconds"} for layer in record["layers"]]

@@ -14,6 +14,7 @@ from harness.claims import load_claims
 from harness.engines.choice import choose_engine
 from harness.estimate import estimate
 from harness.experiments import load_experiment
+from harness.longer import answered
 from harness.planning import Choices, NothingToMeasureError, Plan, plan_table
 from harness.preflight import check_memory, check_methods, check_output, lacking_memory
 from harness.progress import TerminalReporter
@@ -41,6 +42,11 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
     engine = choose_engine(arguments)
+    if not arguments.fresh:
+        for key, record in answered(_runs(plans), _references(plans), store).items():
+            store.save(key, record)
+            longer = record["taken_from"]["key"]
+            console.print(f"{key}: its windows were measured by the longer run {longer}", markup=False, soft_wrap=True)
     # Ray's nodes are elsewhere, and Ray knows their memory.
     force = arguments.force or arguments.engine == "ray"
     for plan in plans:
@@ -49,8 +55,7 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
             check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
-    references = {key: reference for plan in plans for key, reference in plan.references.items()}
-    runs, refused = _runs(plans), {}
+    runs, references, refused = _runs(plans), _references(plans), {}
     if arguments.shard is not None:
         # Every task must cut the same list and save the same plan, whatever memory its machine has. So its own share
         # is all that it looks at, and what does not fit fails: the plan keeps its row for a machine where it does.
@@ -97,6 +102,11 @@ def _plans(names: Sequence[str], choices: Choices, console: Console) -> list[Pla
 def _runs(plans: Sequence[Plan]) -> list[RunSpec]:
     """The runs of all plans, each once, in order: the unquantized reference of a run stands before it."""
     return list({spec.key: spec for plan in plans for spec in plan.runs}.values())
+
+
+def _references(plans: Sequence[Plan]) -> dict[str, str]:
+    """Run key -> key of the unquantized run it is compared with."""
+    return {key: reference for plan in plans for key, reference in plan.references.items()}
 
 
 def _too_large(runs: Sequence[RunSpec], store: RecordStore, at_once: int) -> dict[str, str]:
@@ -164,11 +174,12 @@ def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> 
     if len(plans) > 1:
         table.add_column("for")
     seconds, quantized = 0.0, set[str]()
+    known = answered(_runs(plans), _references(plans), store)
     for spec in _runs(plans):
         weights = spec.quantization_key()
         cost = estimate(spec, quantized=weights in quantized)  # what is measured twice is quantized once
         quantized.add(weights)
-        finished = store.load(spec.key) is not None
+        finished = spec.key in known or store.load(spec.key) is not None
         seconds += 0.0 if finished else cost.seconds
         options = ", ".join(f"{key}={value}" for key, value in spec.method.options.items())
         cells = [

@@ -100,7 +100,7 @@ def run(
         steps = partial(_with_label, progress, evaluation.label)
         with phases.measure("evaluate"):
             metrics.append(measure(evaluation, loaded, origin["key"], steps, fresh=fresh))
-    reference_entry = _compare(spec, metrics, reference)
+    reference_entry = compare(spec, metrics, reference)
     record = {
         "spec": spec.model_dump(mode="json"),
         "environment": environment_record(),
@@ -121,7 +121,7 @@ def run(
         **({} if distributions is None else {"weights": distributions}),
         "phases": phases.measured,
         "quantization": origin,
-        "warnings": [*_warnings(quantized, spec), *_anchor_warnings(spec, metrics)],
+        "warnings": [*_warnings(quantized, spec), *anchor_warnings(spec, metrics)],
     }
     if keep is not None:
         keep(loaded, quantized, record)
@@ -217,7 +217,7 @@ def quantize_or_load(
     }  # fmt: skip
 
 
-def _compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:
+def compare(spec: RunSpec, metrics: list[dict[str, Any]], reference: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the unquantized model has under the same protocol; a quantized model must not equal it exactly."""
     if spec.method.name == UNQUANTIZED:
         return None
@@ -241,7 +241,7 @@ def _warnings(quantized: QuantizedModel, spec: RunSpec) -> list[str]:
     return [f"{len(retried)} layers needed more damping than asked for, the first is {retried[0]} (see layers.facts)"]
 
 
-def _anchor_warnings(spec: RunSpec, metrics: list[dict[str, Any]]) -> list[str]:
+def anchor_warnings(spec: RunSpec, metrics: list[dict[str, Any]]) -> list[str]:
     """The unquantized model on all of WikiText-2 must agree with what everybody publishes for it."""
     entry = models().get(spec.model.name)
     if entry is None or entry.anchor is None or spec.method.name != UNQUANTIZED:

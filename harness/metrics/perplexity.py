@@ -9,7 +9,7 @@ be measured is cut into windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,20 +90,32 @@ def perplexity(
         losses.append(window_loss(logits, window))
         del logits  # before the next window's logits are made
         progress(len(losses), len(windows))
-    mean = sum(losses) / len(losses)
-    if not math.isfinite(mean):
+    if not math.isfinite(sum(losses)):
         raise NumericalError("the model's loss is not finite: its logits overflow; try --dtype float32 or bfloat16")
-    variance = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
     return Perplexity(
-        value=perplexity_of(mean),
-        nll=mean,
-        nll_stderr=math.sqrt(variance / len(losses)) if len(losses) > 1 else None,
-        tokens=len(losses) * (context - 1),
-        windows=len(losses),
+        **_of_windows(losses, context),
         windows_available=ids.numel() // context,
         context=context,
         stride=context,
         dtype=dtype,
         bos=bos,
-        window_nll=losses,
     )
+
+
+def shorten(entry: Mapping[str, Any], windows: int | None) -> dict[str, Any]:
+    """The entry of a record as it would be had only its first `windows` been measured; all of them for None."""
+    return {**entry, **_of_windows(entry["window_nll"][:windows], entry["context"])}
+
+
+def _of_windows(losses: list[float], context: int) -> dict[str, Any]:
+    """What follows from the loss of each window."""
+    mean = sum(losses) / len(losses)
+    variance = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
+    return {
+        "value": perplexity_of(mean),
+        "nll": mean,
+        "nll_stderr": math.sqrt(variance / len(losses)) if len(losses) > 1 else None,
+        "tokens": len(losses) * (context - 1),
+        "windows": len(losses),
+        "window_nll": losses,
+    }
