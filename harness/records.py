@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class RecordStore:
             problem = str(error)
         if problem:
             aside = path.with_suffix(".json.corrupt")
-            path.replace(aside)
+            with suppress(FileNotFoundError):  # another task was faster
+                path.replace(aside)
             self.warnings.append(f"record {path} is corrupt ({problem}); moved to {aside.name}, the run is repeated")
             return None
         return record

@@ -37,16 +37,21 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     plans = _plans(names, _choices(arguments), console)
     store = RecordStore(arguments.out / "runs")
     if arguments.dry_run:
-        _show_plans(plans, store, console)
+        _show_plans(plans, store, console, fresh=arguments.fresh)
         return 0
     load_claims()  # a damaged claims file is found now, not after an hour of runs
     check_output(arguments.out, store)
     engine = choose_engine(arguments)
-    if not arguments.fresh:
-        for key, record in answered(_runs(plans), _references(plans), store).items():
-            store.save(key, record)
-            longer = record["taken_from"]["key"]
-            console.print(f"{key}: its windows were measured by the longer run {longer}", markup=False, soft_wrap=True)
+    runs, references, refused = _runs(plans), _references(plans), {}
+    if arguments.shard is not None:
+        # Every task must cut the same list and save the same plan, whatever memory its machine has. So its own share
+        # is all that it looks at, and what does not fit fails: the plan keeps its row for a machine where it does.
+        runs = shard(runs, references, arguments.shard)
+    taken = {} if arguments.fresh else answered(runs, references, store)
+    for key, record in taken.items():
+        store.save(key, record)
+        other = record["taken_from"]["key"]
+        console.print(f"{key}: run {other} has measured what it asks for", markup=False, soft_wrap=True)
     # Ray's nodes are elsewhere, and Ray knows their memory.
     force = arguments.force or arguments.engine == "ray"
     for plan in plans:
@@ -55,16 +60,12 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
             check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
-    runs, references, refused = _runs(plans), _references(plans), {}
-    if arguments.shard is not None:
-        # Every task must cut the same list and save the same plan, whatever memory its machine has. So its own share
-        # is all that it looks at, and what does not fit fails: the plan keeps its row for a machine where it does.
-        runs = shard(runs, references, arguments.shard)
-        refused = {} if force else _too_large(runs, store, arguments.workers)
+    if arguments.shard is not None and not force:
+        refused = _too_large(runs, store, arguments.workers)
     reporter = TerminalReporter(console)
     outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine, refused=refused)
     if arguments.save:
-        for folder in save_finished(arguments.out, runs, store, reporter, renew=outcome.done):
+        for folder in save_finished(arguments.out, runs, store, reporter, renew=[*outcome.done, *taken]):
             console.print(f"saved: {folder}", markup=False, soft_wrap=True)
     for warning in outcome.warnings:
         console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
@@ -165,7 +166,7 @@ def _budgets(text: str) -> tuple[float, ...]:
         raise InputError(f"--budgets {text}: bits per weight with commas between, such as 1.6,2.2,3.15") from None
 
 
-def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> None:
+def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console, *, fresh: bool) -> None:
     titles = [plan.table.title for plan in plans]
     table = Table(title=titles[0] if len(titles) == 1 else None)
     table.add_column("run", no_wrap=True, min_width=16)  # a key that is cut off names nothing
@@ -174,12 +175,12 @@ def _show_plans(plans: Sequence[Plan], store: RecordStore, console: Console) -> 
     if len(plans) > 1:
         table.add_column("for")
     seconds, quantized = 0.0, set[str]()
-    known = answered(_runs(plans), _references(plans), store)
+    known = {} if fresh else answered(_runs(plans), _references(plans), store)
     for spec in _runs(plans):
         weights = spec.quantization_key()
         cost = estimate(spec, quantized=weights in quantized)  # what is measured twice is quantized once
         quantized.add(weights)
-        finished = spec.key in known or store.load(spec.key) is not None
+        finished = not fresh and (spec.key in known or store.load(spec.key) is not None)
         seconds += 0.0 if finished else cost.seconds
         options = ", ".join(f"{key}={value}" for key, value in spec.method.options.items())
         cells = [

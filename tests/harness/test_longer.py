@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 
+from harness import spec
 from harness.cli import reproduce
 from harness.records import RecordStore, outcome
 
@@ -47,7 +48,7 @@ def test_fewer_windows_are_taken_from_a_longer_run_and_are_what_a_run_would_have
     assert command(5)[0] == 3
     ran, said = command(2)
     assert ran == 0
-    assert said.count("its windows were measured by the longer run") == said.count("finished before") == 3
+    assert said.count("has measured what it asks for") == said.count("finished before") == 3
     assert command(2, out="alone")[0] == 3
     taken, alone = records(tmp_path / "out", 2), records(tmp_path / "alone", 2)
     assert taken.keys() == alone.keys() == {"fp16", "rtn", "gptq"}
@@ -94,14 +95,106 @@ def test_without_a_longer_run_of_the_unquantized_model_all_is_measured(command, 
 def test_a_dry_run_knows_and_writes_nothing(command, tmp_path):
     assert command(5)[0] == 3
     before = sorted((tmp_path / "out/runs").iterdir())
-    assert "to do: about 0 minutes" in command(2, "--dry-run")[1]
+    said = command(2, "--dry-run")[1]
+    assert (said.count("finished"), said.count("to do")) == (3, 1)  # one sum
+    said = command(2, "--dry-run", "--fresh")[1]
+    assert (said.count("finished"), said.count("to do")) == (0, 4)
     assert sorted((tmp_path / "out/runs").iterdir()) == before
 
 
-def test_records_of_another_build_are_passed_over(command, tmp_path):
-    assert command(5)[0] == 3
-    for path in (tmp_path / "out/runs").iterdir():
+def edited(folder, edit):
+    """Change every record below `folder`."""
+    for path in (folder / "out/runs").iterdir():
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["spec"]["model"]["colour"] = "blue"
+        edit(record)
         path.write_text(json.dumps(record), encoding="utf-8")
+
+
+EARLY = {
+    "a field of another build": lambda record: record["spec"]["model"].update(colour="blue"),
+    "no loss of each window": lambda record: record["metrics"][0].pop("window_nll"),
+    "no count of windows": lambda record: record["metrics"][0].pop("windows_available"),
+    "no warnings": lambda record: record.pop("warnings"),
+    "no date": lambda record: record.pop("created"),
+    "no data": lambda record: record.update(data=None),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_records_of_other_builds_are_passed_over(command, tmp_path, case):
+    assert command(5)[0] == 3
+    edited(tmp_path, EARLY[case])
     assert command(2)[0] == 3
+
+
+def test_keys_of_other_rules_answer_nothing(command, monkeypatch):
+    assert command(5)[0] == 3
+    monkeypatch.setattr(spec, "SPEC_VERSION", spec.SPEC_VERSION + 1)
+    assert command(2)[0] == 3
+
+
+def test_a_run_by_the_code_of_now_is_preferred_and_then_the_newest(command, tmp_path):
+    assert command(5)[0] == 3
+    edited(tmp_path, lambda record: record["environment"].update(code="0" * 16))
+    edited(tmp_path, lambda record: record.update(created="2100-01-01T00:00:00Z"))
+    assert command(4, "--fresh")[0] == 3
+    assert command(3)[0] == 0
+    assert records(tmp_path / "out", 3)["gptq"]["taken_from"]["key"] == records(tmp_path / "out", 4)["gptq"]["key"]
+    for windows in (4, 3):
+        store = RecordStore(tmp_path / "out/runs")
+        for record in records(tmp_path / "out", windows).values():
+            store.path(record["key"]).unlink()
+    ran, said = command(2)
+    assert ran == 0
+    assert said.count("measured with other code than this") == 3
+
+
+def test_what_was_taken_from_a_taken_record_names_the_run_that_measured_it(command, tmp_path):
+    assert command(5)[0] == 3
+    longer = {name: record["key"] for name, record in records(tmp_path / "out", 5).items()}
+    assert command(3)[0] == 0
+    for record in records(tmp_path / "out", 5).values():
+        RecordStore(tmp_path / "out/runs").path(record["key"]).unlink()
+    assert command(2)[0] == 0
+    assert {name: record["taken_from"]["key"] for name, record in records(tmp_path / "out", 2).items()} == longer
+
+
+def test_a_no_op_is_carried_out_and_fails_as_any_other(command, tmp_path):
+    """Losses that equal the unquantized model's."""
+    assert command(5)[0] == 3
+    losses = records(tmp_path / "out", 5)["fp16"]["metrics"][0]["window_nll"]
+    edited(tmp_path, lambda record: record["metrics"][0].update(window_nll=losses))
+    assert command(2)[0] == 2  # and fp16 is taken
+
+
+def test_each_evaluation_finds_its_own_among_those_of_a_run(command, corpus_file, tmp_path):
+    other, words = tmp_path / "other.txt", corpus_file.read_text(encoding="utf-8").split(" ")
+    other.write_text(" ".join([*words[100:], *words[:100]]), encoding="utf-8")
+    assert command(5, "--corpus", str(other), str(corpus_file))[0] == 3
+    assert command(2, "--corpus", str(corpus_file), str(other))[0] == 0
+    assert command(2, "--corpus", str(corpus_file), str(other), out="alone")[0] == 3
+    taken, alone = records(tmp_path / "out", 2), records(tmp_path / "alone", 2)
+    for method, record in alone.items():
+        assert outcome(taken[method]) == outcome(record)
+        assert len(record["metrics"]) == 2
+    assert command(2)[0] == 0  # one of them
+    assert command(2, "--divergence")[0] == 3  # never measured
+
+
+def test_a_checkpoint_of_an_earlier_time_is_made_again(command, tmp_path):
+    assert command(5)[0] == 3
+    assert command(2, "--save", out="out")[0] == 0
+    folders = list((tmp_path / "out/checkpoints").iterdir())
+    assert len(folders) == 2  # GPTQ and RTN
+    for folder in folders:
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+    for record in records(tmp_path / "out", 2).values():
+        RecordStore(tmp_path / "out/runs").path(record["key"]).unlink()
+    assert command(2, "--save")[0] == 0
+    assert all(len((folder / "config.json").read_text(encoding="utf-8")) > 2 for folder in folders)
+
+
+def test_a_task_takes_what_its_own_share_asks_for(command, tmp_path):
+    assert command(5)[0] == 3
+    assert command(2, "--shard", "1/2")[0] == 0
+    assert len(records(tmp_path / "out", 2)) == 2  # its method, and the unquantized model
