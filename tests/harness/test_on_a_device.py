@@ -22,8 +22,18 @@ from harness.models.stored import load_stored
 from harness.quantize import quantize_model
 from harness.reference import build_reference
 from harness.runner import run
-from harness.spec import CalibrationSpec, DivergenceSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
+from harness.spec import (
+    STORED,
+    CalibrationSpec,
+    DivergenceSpec,
+    MethodSpec,
+    ModelSpec,
+    PerplexitySpec,
+    RunSpec,
+    ZeroShotSpec,
+)
 from harness.zeroshot.model import InMemoryModel
+from kernels.linear import PackedLinear
 from methods import create_method
 from methods.registry import builtin_method_names
 
@@ -236,3 +246,33 @@ def test_a_table_is_made(arguments, tiny_folder, corpus_file, tmp_path, pretende
     with pretended_cuda:
         assert reproduce([*table, *arguments, "--device", "cuda", "--out", str(out)]) == 0
     assert len(list((out / "runs").glob("*.json"))) == 3
+
+
+def test_packed_layers_answer_and_are_scored_there(arguments, spec, tiny_folder, tmp_path, pretended_cuda, monkeypatch):
+    """Sixteen tokens and fewer by Triton kernels, in the interpreter; more by a dense product with decoded weights."""
+    launch = pytest.importorskip("kernels.triton.launch")
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # a mode sees its own thread alone
+    folder, ids = tmp_path / "checkpoint", tiny.tokens(1)
+    quantize = ["quantize", "--model", str(tiny_folder), "--method", "sage-ptq", "--option", "group_count=10"]
+    assert main([*quantize, *arguments, "--dtype", "float32", "--device", "cpu", "--out", str(folder)]) == 0
+
+    def scored(device):
+        stored = {"method": MethodSpec(name=STORED), "calibration": None}
+        model = ModelSpec(name=str(folder), device=device)
+        found = run(
+            spec(device).model_copy(update={**stored, "model": model, "evaluations": spec(device).evaluations[::2]})
+        )
+        return [(metric["value"], metric.get("loglikelihood")) for metric in found["metrics"]]
+
+    dense = load_checkpoint(folder, dequantize=True)
+    expected = {length: dense(ids[:, :length]).logits for length in (5, 20)}
+    accuracy = scored("cpu")
+    made, gpu_matrix = [], launch.gpu_matrix
+    monkeypatch.setattr(launch, "gpu_matrix", lambda *given: made.append(gpu_matrix(*given)) or made[-1])
+    with pretended_cuda, torch.no_grad():
+        packed = load_checkpoint(folder).to("cuda")
+        for length, logits in expected.items():
+            found = packed(ids[:, :length].to("cuda")).logits.cpu()
+            assert torch.allclose(found, logits, rtol=1e-4, atol=1e-4)
+        assert len(made) == sum(isinstance(module, PackedLinear) for module in packed.modules())
+        assert scored("cuda") == accuracy
