@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -59,3 +60,22 @@ def test_scores_are_those_of_the_harness_s_own_command_line():
             assert score["stderr"] == pytest.approx(stderr, rel=1e-6)
             cells += [f"{score['value']:.2f} ± {score['stderr']:.2f}", f"{value:.2f} ± {stderr:.2f}"]
         assert f"| {task} | {' | '.join(cells)} |" in readme
+
+
+def test_what_the_readme_says_of_sage_x_and_others_follows_from_their_records():
+    """A line of its table: what `sagebench compare` finds for the two keys at its end."""
+    records = {
+        path.stem: path for folder in PUBLISHED if "rivals" in folder.name for path in folder.glob("runs/*.json")
+    }
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(
+        r"^\| (.+): ([\d.]+) \| .+: ([\d.]+) \| (-?[\d.]+) .*\| (\w{16}) (\w{16}) \|$", readme, re.MULTILINE
+    )
+    assert len(lines) == 7
+    for bits, first, second, apart, *keys in lines:
+        ours, other = (json.loads(records[key].read_text(encoding="utf-8")) for key in keys)
+        assert float(bits.split(" ")[0]) == pytest.approx(ours["ledger"]["payload_bits"], abs=1e-3)
+        assert ("no data" in bits) == (ours["spec"]["method"]["options"].get("mode") == "weights-only")
+        found = [record["metrics"][0] for record in (ours, other)]
+        assert [f"{metric['value']:.2f}" for metric in found] == [first, second]
+        assert f"{found[1]['nll'] - found[0]['nll']:.2f}" == apart
