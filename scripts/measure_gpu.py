@@ -95,9 +95,14 @@ def run_stages(planned: Sequence[Stage], seconds: float, done: Path) -> list[str
     return failed
 
 
+def _hear_interrupts() -> None:
+    """A shell starts what it puts into the background deaf to them, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run(command: list[str], seconds: float) -> str | None:
     """None, or why it failed. Nothing that the command started is left behind."""
-    process = subprocess.Popen(command, cwd=_ROOT, start_new_session=True)
+    process = subprocess.Popen(command, cwd=_ROOT, start_new_session=True, preexec_fn=_hear_interrupts)
     try:
         code = process.wait(timeout=seconds)
         return f"exit code {code}" if code else None

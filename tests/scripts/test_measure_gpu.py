@@ -1,6 +1,7 @@
 """The stages of scripts/measure_gpu.py: what becomes of the others when one fails, hangs or leaves a process."""
 
 import importlib.util
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,9 +51,14 @@ def is_running(pid):
         return False
 
 
-def test_what_is_asked_to_stop_may_write_what_it_has(script, tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_asked_to_stop_may_write_what_it_has(script, tmp_path, background):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     writes = shell(f"trap 'touch {tmp_path / 'figures'}; exit 1' INT; sleep 600 & wait")
-    assert script.run_stages([script.Stage("slow", 3, writes)], 60, tmp_path / "done") == ["slow (more than 3 s)"]
+    try:
+        assert script.run_stages([script.Stage("slow", 3, writes)], 60, tmp_path / "done") == ["slow (more than 3 s)"]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "figures").exists()
 
 
