@@ -53,9 +53,7 @@ def _measures_quality(spec: RunSpec) -> bool:
 def _by_weights(records: Iterable[dict[str, Any]]) -> dict[str, list[tuple[RunSpec, dict[str, Any]]]]:
     """Finished runs by what decides their weights, the best first."""
     found: dict[str, list[tuple[RunSpec, dict[str, Any]]]] = {}
-    now = code_fingerprint()
-    order = lambda record: (record["environment"].get("code") == now, record.get("created", ""))  # noqa: E731
-    for record in sorted(records, key=order, reverse=True):
+    for record in sorted(records, key=_by_today_and_newest, reverse=True):
         try:
             spec = RunSpec.model_validate_json(json.dumps(record["spec"]))
         except ValidationError:  # of a build that had other fields
@@ -66,10 +64,14 @@ def _by_weights(records: Iterable[dict[str, Any]]) -> dict[str, list[tuple[RunSp
     return found
 
 
+def _by_today_and_newest(record: dict[str, Any]) -> tuple[bool, str]:
+    return record["environment"].get("code") == code_fingerprint(), record.get("created", "")
+
+
 def _is_whole(spec: RunSpec, record: dict[str, Any]) -> bool:
     """Whether a record has all that another one is made from; those of early builds lack some of it."""
-    data = (record.get("data") or {}).get("evaluations")
-    return {"warnings", "created"} <= record.keys() and data is not None and len(data) == len(spec.evaluations)
+    parts = record["metrics"], (record.get("data") or {}).get("evaluations", ())
+    return {"warnings", "created"} <= record.keys() and all(len(part) == len(spec.evaluations) for part in parts)
 
 
 def _parts(spec: RunSpec, other: RunSpec, record: dict[str, Any]) -> list[int] | None:

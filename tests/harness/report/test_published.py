@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from harness.compare import compare_records
 from harness.plan import TablePlan
 from harness.report.saved import render_plan
 
@@ -68,14 +69,15 @@ def test_what_the_readme_says_of_sage_x_and_others_follows_from_their_records():
         path.stem: path for folder in PUBLISHED if "rivals" in folder.name for path in folder.glob("runs/*.json")
     }
     readme = (_ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(
-        r"^\| (.+): ([\d.]+) \| .+: ([\d.]+) \| (-?[\d.]+) .*\| (\w{16}) (\w{16}) \|$", readme, re.MULTILINE
-    )
+    lines = re.findall(r"^\| (.+): ([\d.]+) \| .+: ([\d.]+) \| (.+) \| (\w{16}) (\w{16}) \|$", readme, re.MULTILINE)
     assert len(lines) == 7
     for bits, first, second, apart, *keys in lines:
         ours, other = (json.loads(records[key].read_text(encoding="utf-8")) for key in keys)
         assert float(bits.split(" ")[0]) == pytest.approx(ours["ledger"]["payload_bits"], abs=1e-3)
         assert ("no data" in bits) == (ours["spec"]["method"]["options"].get("mode") == "weights-only")
-        found = [record["metrics"][0] for record in (ours, other)]
-        assert [f"{metric['value']:.2f}" for metric in found] == [first, second]
-        assert f"{found[1]['nll'] - found[0]['nll']:.2f}" == apart
+        (found,) = compare_records(ours, other)
+        assert [f"{found.first:.2f}", f"{found.second:.2f}"] == [first, second]
+        assert apart.startswith(f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})")
+        if "windows" in apart:
+            assert f"{apart.split()[-4]} windows" in found.detail
+            assert int(apart.split()[-2]) == found.pairs
