@@ -1,46 +1,42 @@
-"""One run in a process of its own: `python -m harness.engines.worker`.
+"""One run in a process of its own: what `pool` starts.
 
-The task comes as a line of JSON on standard input. Standard output carries lines of progress and, at the end, the
-result; whatever else is printed goes to standard error. When nobody reads any more, the process ends.
+Lines of JSON go through the channel: progress and, at the end, the result; whatever is printed goes to standard error.
+When nobody reads any more, the process ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from harness.engines.base import attempt
+from harness.engines.messages import result_to_text, task_from_text
+from harness.engines.processes import take_environment, use_threads
+from harness.engines.throttle import Throttle
 
 # Seconds between two lines of progress.
 _EVERY = 0.2
 
 
-def main() -> None:
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+def work(channel: Connection, text: str, variables: Mapping[str, str]) -> None:
+    """Carry out the task in `text`. variables: the environment to do it in."""
+    take_environment(variables)
     os.dup2(2, 1)
-    text = sys.stdin.readline()
-    settings = json.loads(text)
-    cores, threads = settings.get("cores"), settings.get("threads")
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)  # before torch starts its threads
-    import torch
-
-    from harness.engines.base import attempt
-    from harness.engines.messages import result_to_text, task_from_text
-    from harness.engines.throttle import Throttle
-
-    if threads:
-        torch.set_num_threads(threads)
+    task, settings = task_from_text(text)
+    if settings["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, settings["cores"])  # before torch starts its threads
+    use_threads(settings["threads"])
 
     def say(name: str, content: object) -> None:
         try:
-            channel.write(json.dumps({name: content}) + "\n")
+            channel.send_bytes(json.dumps({name: content}).encode())
         except BrokenPipeError:  # whoever asked has been killed
             os._exit(1)
 
     progress = Throttle(_EVERY, lambda done, total, what: say("progress", [done, total, what]))
-    task, _ = task_from_text(text)
-    say("result", result_to_text(attempt(task, progress)))
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        say("result", result_to_text(attempt(task, progress)))
+    except KeyboardInterrupt:  # the whole group was told; who asked says so
+        os._exit(1)
