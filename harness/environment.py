@@ -6,7 +6,6 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -98,11 +97,15 @@ def _git(*arguments: str) -> str:
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
     """Versions of those of the packages `names` that are installed."""
-    found = {}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return {name: version for name in names if (version := _version(name)) is not None}
+
+
+@cache  # what this process has imported does not change, and its metadata take milliseconds to parse
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

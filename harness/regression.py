@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.checkpoint.write import write_checkpoint
-from harness.engines.processes import package_on_path, process_context, take_environment
 from harness.environment import environment_record
 from harness.models.load import LoadedModel
 from harness.quantize import QuantizedModel
@@ -158,31 +158,22 @@ def check(
         return checks
     # Threads that wait for work would otherwise spin on the cores that another process needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _processes(baseline, workers) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn) as pool:
         futures = [pool.submit(_check_one, baseline, name) for name in names]
         for name, future in zip(names, futures, strict=True):
             watch(name)
             try:
                 checks.append(future.result())
             except BrokenProcessPool:  # a process died, its own or another's: alone, it is known whose
-                checks.append(_check_alone(baseline, name))
+                checks.append(_check_alone(baseline, name, spawn))
     return checks
 
 
-@contextmanager
-def _processes(baseline: Baseline, count: int) -> Iterator[ProcessPoolExecutor]:
-    context = process_context(baseline.protocol.model.device)
-    with (
-        package_on_path(),
-        ProcessPoolExecutor(count, context, take_environment, (dict(os.environ),)) as pool,
-    ):
-        yield pool
-
-
-def _check_alone(baseline: Baseline, name: str) -> Check:
+def _check_alone(baseline: Baseline, name: str, spawn: BaseContext) -> Check:
     """As `_check_one`, in a process that nothing else depends on."""
     try:
-        with _processes(baseline, 1) as pool:
+        with ProcessPoolExecutor(1, spawn) as pool:
             return pool.submit(_check_one, baseline, name).result()
     except BrokenProcessPool:
         problem = "failed: its process died (the system does that when memory runs out)"

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 
 from harness.engines.base import Progress, Result, Task
 from harness.engines.messages import result_from_text, task_to_text
-from harness.engines.processes import package_on_path, process_context
-from harness.engines.worker import work
 
+_ROOT = Path(__file__).resolve().parents[2]
+# The package may lie there without being installed, and the current folder may be another checkout, which Python would
+# look into first.
+_PROGRAM = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from harness.engines.worker import main; main()"
 _LAST_WORDS = 5  # seconds a worker has to end by itself
 
 
@@ -27,8 +31,7 @@ _LAST_WORDS = 5  # seconds a worker has to end by itself
 class _Worker:
     task: Task
     slot: int
-    process: BaseProcess
-    channel: Connection
+    process: subprocess.Popen[str]
     attempts: int
     result: Result | None = None
 
@@ -41,6 +44,7 @@ class ProcessPool:
         self._threads = threads
         self._retries = retries
         self._workers: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
 
     def start(self, task: Task) -> None:
         taken = {worker.slot for worker in self._workers}
@@ -48,64 +52,67 @@ class ProcessPool:
 
     def wait(self, progress: Progress) -> Result:
         while True:
-            speaking = wait([worker.channel for worker in self._workers])
-            for worker in [worker for worker in self._workers if worker.channel in speaking]:
-                line = _line(worker.channel)
-                if line is not None:
+            for key, _ in self._selector.select():
+                worker: _Worker = key.data
+                line = key.fileobj.readline()  # type: ignore[union-attr]
+                if line:
                     self._hear(worker, line, progress)
                     continue
-                worker.channel.close()
+                self._selector.unregister(key.fileobj)
                 self._workers.remove(worker)
-                worker.process.join()
+                code = worker.process.wait()
                 if worker.result is not None:
                     return worker.result
                 if worker.attempts <= self._retries:
                     self._launch(worker.task, worker.slot, worker.attempts + 1)
                     continue
-                cause = _cause(worker.process.exitcode)
-                return Result(worker.task.spec, None, f"WorkerDied: {cause}, {worker.attempts} times")
+                return Result(worker.task.spec, None, f"WorkerDied: {_cause(code)}, {worker.attempts} times")
 
     def close(self) -> None:
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(_LAST_WORDS)
-            if worker.process.exitcode is None:
+            try:
+                worker.process.wait(_LAST_WORDS)
+            except subprocess.TimeoutExpired:
                 worker.process.kill()
-                worker.process.join()
-            worker.channel.close()
+                worker.process.wait()
         self._workers.clear()
+        self._selector.close()
 
     def _launch(self, task: Task, slot: int, attempts: int) -> None:
         cores = core_group(slot, self.slots)
         threads = self._threads or max(1, len(cores))
-        device = task.spec.model.device
-        context = process_context(device)
-        here, there = context.Pipe(duplex=False)
-        with package_on_path():
-            variables = dict(os.environ)
-            if device == "cuda" and torch.cuda.device_count():
-                variables["CUDA_VISIBLE_DEVICES"] = _gpu(slot % torch.cuda.device_count())
-            text = task_to_text(task, threads=threads, cores=cores)
-            process = context.Process(target=work, args=(there, text, variables))  # type: ignore[attr-defined]
-            process.start()
-        there.close()  # the worker's end is its own: when it is gone, `here` comes to its end
-        self._workers.append(_Worker(task, slot, process, here, attempts))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if task.spec.model.device == "cuda" and torch.cuda.device_count():
+            environment["CUDA_VISIBLE_DEVICES"] = _gpu(slot % torch.cuda.device_count())
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        worker = _Worker(task, slot, process, attempts)
+        self._workers.append(worker)
+        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        try:
+            process.stdin.write(task_to_text(task, threads=threads, cores=cores) + "\n")
+            process.stdin.close()
+        except BrokenPipeError:  # it died at once: `wait` finds out
+            pass
 
-    def _hear(self, worker: _Worker, line: bytes, progress: Progress) -> None:
+    def _hear(self, worker: _Worker, line: str, progress: Progress) -> None:
+        if not line.endswith("\n"):  # it died in the middle of a word, and the end of its output comes next
+            return
         said = json.loads(line)
         if "result" in said:
             worker.result = result_from_text(worker.task.spec, said["result"])
         else:
             progress(worker.task.spec, *said["progress"])
-
-
-def _line(channel: Connection) -> bytes | None:
-    """The next line, or None where the other end is gone, perhaps in the middle of a word."""
-    try:
-        return channel.recv_bytes()
-    except (EOFError, OSError):
-        return None
 
 
 def core_group(slot: int, slots: int) -> list[int]:
@@ -123,8 +130,8 @@ def _gpu(index: int) -> str:
     return visible.split(",")[index] if visible else str(index)
 
 
-def _cause(code: int | None) -> str:
-    if code is None or code >= 0:
+def _cause(code: int) -> str:
+    if code >= 0:
         return f"its process ended with code {code}"
     name = signal.Signals(-code).name
     hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""

@@ -4,13 +4,10 @@ and not at a time, so that it comes at the same place on a busy machine."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from harness.engines.worker import work
 from methods import registry
 
 # Method "dying": RTN, but every file in the folder that SAGEBENCH_TEST_DEATHS names is one death to die. It comes at
@@ -55,12 +52,3 @@ def deaths(folder: Path, count: int, patch: pytest.MonkeyPatch) -> Path:
         (folder / str(number)).touch()
     patch.setenv("SAGEBENCH_TEST_DEATHS", str(folder))
     return folder
-
-
-def work_or_die_in_the_middle_of_a_word(channel: Connection, text: str, variables: Mapping[str, str]) -> None:
-    """As a worker of the pool, but it dies while it says its result as long as a death is to come."""
-    for death in Path(variables["SAGEBENCH_TEST_DEATHS"]).iterdir():
-        death.unlink()
-        os.write(channel.fileno(), (1000).to_bytes(4, "big") + b'{"result": {"rec')
-        os._exit(0)
-    work(channel, text, variables)

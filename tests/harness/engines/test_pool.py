@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import dying
 import pytest
@@ -6,8 +9,7 @@ import pytest
 from harness.engines import Result, Task, pool
 from harness.engines.messages import result_from_text, result_to_text, task_from_text, task_to_text
 from harness.engines.pool import ProcessPool, core_group
-from harness.engines.processes import process_context
-from harness.engines.worker import work
+from harness.engines.worker import UNHEARD
 from harness.records import RecordStore, outcome
 from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec
 from harness.sweep import Reporter, sweep
@@ -29,6 +31,14 @@ def plan(tiny_folder, corpus_file, tmp_path, monkeypatch):
 
     runs = [spec("fp16"), spec("dying", bits=3, group_size=32), spec("gptq", bits=3, group_size=32)]
     return runs, {run.key: runs[0].key for run in runs}
+
+
+def another_checkout(tmp_path):
+    """A folder whose own `harness` no worker of this one may run."""
+    package = tmp_path / "another" / "harness"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('the wrong package')", encoding="utf-8")
+    return package.parent
 
 
 def outcomes(store):
@@ -72,25 +82,40 @@ def test_a_run_whose_worker_dies_again_and_again_is_given_up(plan, tmp_path, mon
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_word_is_begun_again(plan, tmp_path, monkeypatch):
-    to_die = dying.deaths(tmp_path / "deaths", 1, monkeypatch)
-    monkeypatch.setattr(pool, "work", dying.work_or_die_in_the_middle_of_a_word)
+    words = tmp_path / "half.py"
+    words.write_text('import sys; sys.stdin.read(); sys.stdout.write(\'{"result": {"rec\')', encoding="utf-8")
+    real = subprocess.Popen
+
+    def launch(command, **options):
+        if not words.exists():
+            return real(command, **options)
+        process = real([sys.executable, "-c", words.read_text(encoding="utf-8")], **options)
+        words.unlink()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", launch)
     runs, references = plan
     found = sweep(runs[:1], references, RecordStore(tmp_path / "runs"), engine=ProcessPool(1, threads=1))
-    assert not list(to_die.iterdir())
     assert found.done == [runs[0].key]
 
 
-def test_workers_end_when_the_sweep_is_interrupted(plan, tmp_path):
-    engine, processes = ProcessPool(2, threads=1), []
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core groups on this system")
+def test_workers_keep_to_their_cores_and_end_when_the_sweep_is_interrupted(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(another_checkout(tmp_path))
+    engine, processes, cores = ProcessPool(2, threads=1), [], {}
 
     class Interrupted(Reporter):
         def progress(self, spec, done, total, what):
             processes.extend(worker.process for worker in engine._workers)
+            (mine,) = [worker for worker in engine._workers if worker.task.spec == spec]
+            for task in Path(f"/proc/{mine.process.pid}/task").iterdir():
+                cores[task.name] = os.sched_getaffinity(int(task.name)), set(core_group(mine.slot, 2))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sweep(*plan, RecordStore(tmp_path / "runs"), Interrupted(), engine=engine)
-    assert processes and all(process.exitcode is not None for process in processes)
+    assert processes and all(process.returncode is not None for process in processes)
+    assert cores and all(found == wanted for found, wanted in cores.values())
 
 
 def test_tasks_and_results_travel_as_text(plan):
@@ -104,15 +129,14 @@ def test_tasks_and_results_travel_as_text(plan):
 
 
 def test_a_worker_whose_reader_is_gone_ends(plan):
-    context = process_context("cpu")
-    reader, channel = context.Pipe(duplex=False)
-    text = task_to_text(Task(plan[0][0]), threads=1, cores=[])
-    worker = context.Process(target=work, args=(channel, text, dict(os.environ)))
-    worker.start()
-    channel.close()
-    reader.close()
-    worker.join(900)
-    assert worker.exitcode == 1
+    worker = subprocess.Popen(
+        [sys.executable, "-c", pool._PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    worker.stdout.close()
+    worker.stdin.write(task_to_text(Task(plan[0][0])) + "\n")
+    worker.stdin.close()
+    assert worker.wait(900) == UNHEARD
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core groups on this system")
