@@ -10,8 +10,8 @@ so no model family needs a driver of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from harness.models.blocks import Blocks, block_linears
 from kernels.errors import InputError, NumericalError
+from kernels.finite import all_finite
 from methods import BlockView, LayerStatistics
 from methods.base import Needs
 from methods.hessian import accumulate
@@ -153,7 +154,7 @@ class _Collector:
     def statistics(self, samples: int) -> dict[str, LayerStatistics]:
         groups: dict[str, LayerStatistics] = {}
         for name, hessian in self._hessians.items():
-            if not torch.isfinite(hessian).all():
+            if not all_finite(hessian):
                 raise NumericalError(f"layer {name}: calibration activations overflow; try --dtype float32 or bfloat16")
             inputs = self._inputs.pop(name, None)
             groups[name] = LayerStatistics(
@@ -176,21 +177,30 @@ def check_sample_size(samples: int, context: int, widest: int) -> None:
 
 @torch.no_grad()
 def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Tensor) -> list[_Arguments]:
-    """The arguments that the model hands to each block besides the hidden state, from one ordinary forward pass.
+    """The arguments that the model hands to each block besides the hidden state, from one forward pass.
 
     Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
-    The pass is left in front of the last block: the head's logits would be the largest tensor of all calibration.
+    What they are does not depend on the hidden state. So the first block alone computes; those behind it pass the
+    hidden state on, in the form (a tensor, or a tuple with more) that the first one gives. The pass is left in front of
+    the last block: the head's logits would be the largest tensor of all calibration.
     """
     captured: list[_Arguments] = []
+    given: list[Any] = []
 
     def catch(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured.append(_besides_hidden(args, kwargs))
         if block is blocks[-1]:
             raise _Stop
 
+    def pass_on(*args: Any, **kwargs: Any) -> Any:
+        return _with_hidden(given[0], _hidden(args, kwargs))
+
     handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
+    handles.append(blocks[0].register_forward_hook(lambda block, args, output: given.append(output)))
     try:
-        with suppress(_Stop):
+        with suppress(_Stop), ExitStack() as changed:
+            for block in blocks[1:]:
+                changed.enter_context(_forward(block, pass_on))
             model(window, use_cache=False)
     finally:
         for handle in handles:
@@ -202,8 +212,31 @@ def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Te
     return captured
 
 
+@contextmanager
+def _forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`block` computes `forward` meanwhile. What it computes otherwise may be its own already, and not its class's."""
+    own = block.__dict__.get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state among a block's arguments: it comes first or by name."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A block's output with another hidden state."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
 def _besides_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
-    """The arguments of a block without the hidden state, which comes first or by name."""
+    """The arguments of a block without the hidden state."""
     return args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
 
@@ -216,7 +249,7 @@ def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.de
     stream: list[Tensor] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+        stream.append(_hidden(args, kwargs)[0].clone())
         raise _Stop
 
     handle = first.register_forward_pre_hook(catch, with_kwargs=True)

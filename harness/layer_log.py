@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.errors import NumericalError
+from kernels.finite import all_finite
 from kernels.layouts import PackedWeight
 from methods import BlockResult, BlockView, LayerContext, LayerStatistics, QuantizationMethod
 from methods.hessian import proxy_loss
@@ -98,7 +99,7 @@ def log_layer(
     if decoded.shape != original.shape:
         shapes = f"{tuple(decoded.shape)} for {context.name} {tuple(original.shape)}"
         raise NumericalError(f"method {method.name!r} returned {shapes}")
-    if not torch.isfinite(decoded).all():
+    if not all_finite(decoded):
         raise NumericalError(f"method {method.name!r} returned NaN or infinity for {context.name}")
     energy = float(original.square().sum(dtype=torch.float64))
     error = float((original - decoded).square().sum(dtype=torch.float64))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from kernels.errors import InputError
+from kernels.finite import all_finite
 from kernels.layouts import PackedWeight
 from kernels.layouts.base import SCALE_DTYPES
 from methods.block import BlockResult, BlockView
@@ -170,7 +171,7 @@ class QuantizationMethod(ABC):
             )
         self.check_shape(weight.shape[0], weight.shape[1])
         prepared = weight.detach().to(torch.float32, copy=True).contiguous()
-        if not torch.isfinite(prepared).all():
+        if not all_finite(prepared):
             bad = int((~torch.isfinite(prepared)).sum())
             raise InputError(f"{context.name}: {bad} of {weight.numel()} weights are NaN or infinite")
         return prepared, context

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.errors import NumericalError
+from kernels.finite import all_finite
 
 # When the factorization fails the damping is raised tenfold, at most this often; the released code stops instead.
 _MAX_RETRIES = 5
@@ -73,7 +74,7 @@ def factorize(hessian: Tensor, damping: float) -> InverseFactor:
 
     Raises NumericalError if the Hessian holds NaN or infinity, or is not positive definite at any damping tried.
     """
-    if not torch.isfinite(hessian).all():
+    if not all_finite(hessian):
         raise NumericalError("the Hessian holds NaN or infinity: the calibration activations overflowed")
     for attempt in range(_MAX_RETRIES + 1):
         used = damping * 10**attempt
@@ -85,7 +86,7 @@ def factorize(hessian: Tensor, damping: float) -> InverseFactor:
         inverse = torch.cholesky_inverse(lower)
         del matrix, lower  # two of them are enough at a time
         upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-        if not failed and torch.isfinite(upper).all():
+        if not failed and all_finite(upper):
             return InverseFactor(upper.float(), dead, used)
     raise NumericalError(
         f"the Hessian is not positive definite even with damping={used:g}; calibrate on more text or raise `damping`"

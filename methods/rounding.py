@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from kernels.errors import NumericalError
+from kernels.finite import all_finite
 
 
 def store(constants: Tensor, dtype: torch.dtype) -> Tensor:
     """`constants` in the dtype they are stored in. Raises NumericalError if one overflows."""
     stored = constants.to(dtype)
-    if not torch.isfinite(stored).all():
+    if not all_finite(stored):
         worst = float(constants.abs().max())
         name = str(dtype).removeprefix("torch.")
         raise NumericalError(

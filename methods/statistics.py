@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.errors import InputError
+from kernels.finite import all_finite
 from methods.hessian import InverseFactor, accumulate, factorize
 
 
@@ -39,7 +40,7 @@ class LayerStatistics:
         """Statistics of `x` [samples, tokens, in_features], any float dtype; keeps `x` itself too."""
         if x.dim() != 3 or x.numel() == 0:
             raise InputError(f"inputs are {list(x.shape)}; they must be [samples, tokens, in_features]")
-        if not torch.isfinite(x).all():
+        if not all_finite(x):
             raise InputError(f"inputs {list(x.shape)} hold NaN or infinity")
         total = torch.zeros(x.shape[2], x.shape[2], dtype=torch.float32, device=x.device)
         for sample in x:

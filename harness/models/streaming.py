@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harness.models.blocks import block_linears, find_blocks
 from harness.models.placement import Placement, put
 from kernels.errors import InputError
+from kernels.finite import all_finite
 from kernels.layouts import PackedWeight
 
 _OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
@@ -134,10 +135,10 @@ def round_to_stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
     Raises InputError if it holds NaN or infinity, or does not fit.
     """
-    if not torch.isfinite(value).all():
+    if not all_finite(value):
         raise InputError(f"parameter {name} holds NaN or infinity")
     rounded = value.to(dtype)
-    if not torch.isfinite(rounded).all():
+    if not all_finite(rounded):
         raise InputError(f"parameter {name} does not fit in {str(dtype).removeprefix('torch.')}")
     return rounded.to(value.dtype)
 
