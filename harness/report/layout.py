@@ -15,6 +15,7 @@ from harness.report.measured_table import measured_table
 from harness.report.paper_table import paper_tables
 from harness.report.records_view import distinct
 from harness.report.rows import Records, build_rows
+from harness.report.seeds_table import seeds_tables
 
 
 def build_document(plan: TablePlan, records: Records, claims: Sequence[Claim]) -> Document:
@@ -29,6 +30,7 @@ def build_document(plan: TablePlan, records: Records, claims: Sequence[Claim]) -
             measured.append(facts_table(plan, rows, records, claims, model))
         else:
             measured.append(measured_table(plan, rows, model))
+        measured += seeds_tables(plan, records, model)
         measured += divergence_tables(plan, records, model)
     return Document(
         name=plan.name,

@@ -6,6 +6,8 @@ an empty text for what is not there, and never raises.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +16,8 @@ from typing import Any
 
 from harness.report.facts import fact
 
+# Parts of a spec that have the run's seed.
+_SEEDED = (("calibration",), ("method", "options"))
 # Accuracies of a zero-shot task by the metric's name in tables and claims, and in lm-evaluation-harness.
 _SCORES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 
@@ -161,6 +165,22 @@ class RecordView:
         crops = f"{samples}" if context is None else f"{samples} x {context}"
         corpus = _text(part, "corpus")
         return f"{crops} of {corpus}" if corpus else crops
+
+    @property
+    def seed(self) -> int:
+        """What chose the calibration text and the method's own draws."""
+        seeds = (_count(_mapping(self._record, "spec", *path), "seed") for path in _SEEDED)
+        return next((seed for seed in seeds if seed), 0)
+
+    @property
+    def but_for_seed(self) -> str:
+        """The run's spec as text, without its seed: equal for runs that differ in nothing else."""
+        spec = copy.deepcopy(dict(_mapping(self._record, "spec")))
+        for path in _SEEDED:
+            part = _mapping(spec, *path)
+            if isinstance(part, dict):
+                part.pop("seed", None)
+        return json.dumps(spec, sort_keys=True)
 
     @property
     def hardware(self) -> str:
