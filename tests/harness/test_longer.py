@@ -1,6 +1,7 @@
 """A run that measures fewer windows than one before it is not carried out: its record is what it would have been."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -16,22 +17,49 @@ ROWS = [
 ]
 
 
+def run(experiment, corpus_file, out, windows, *more):
+    """Run the command line for so many windows; None for all."""
+    line = [
+        "--experiment", str(experiment), "--corpus", str(corpus_file), "--context", "32", "--profile", "paper",
+        "--device", "cpu", "--calibration-samples", "4", "--calibration-corpus", str(corpus_file),
+        "--out", str(out), *more,
+    ]  # fmt: skip
+    assert reproduce(line if windows is None else [*line, "--windows", str(windows)]) == 0
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_folder, tmp_path_factory):
+    return tiny.write_experiment(tmp_path_factory.mktemp("front") / "front.yaml", models=[str(tiny_folder)], rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def of_five_windows(experiment, corpus_file, tmp_path_factory):
+    """What a run of five windows leaves; not to be changed."""
+    folder = tmp_path_factory.mktemp("five")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAGEBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("SAGEBENCH_DATA", raising=False)
+        run(experiment, corpus_file, folder / "out", 5)
+    return folder
+
+
 @pytest.fixture
-def command(tiny_folder, corpus_file, tmp_path, capsys):
+def command(experiment, corpus_file, tmp_path, capsys):
     """Run the command line for so many windows; returns how many runs were carried out, and all that was said."""
-    path = tiny.write_experiment(tmp_path / "front.yaml", models=[str(tiny_folder)], rows=ROWS)
 
     def command(windows, *more, out="out"):
-        line = [
-            "--experiment", str(path), "--corpus", str(corpus_file), "--context", "32", "--profile", "paper",
-            "--device", "cpu", "--calibration-samples", "4", "--calibration-corpus", str(corpus_file),
-            "--out", str(tmp_path / out), *more,
-        ]  # fmt: skip
-        assert reproduce(line if windows is None else [*line, "--windows", str(windows)]) == 0
+        run(experiment, corpus_file, tmp_path / out, windows, *more)
         said = capsys.readouterr().out
         return said.count("  done: "), said
 
     return command
+
+
+@pytest.fixture
+def five(of_five_windows, tmp_path):
+    """The state after a run of five windows."""
+    shutil.copytree(of_five_windows, tmp_path, dirs_exist_ok=True)
 
 
 def records(folder, windows):
@@ -44,8 +72,7 @@ def records(folder, windows):
     }
 
 
-def test_fewer_windows_are_taken_from_a_longer_run_and_are_what_a_run_would_have_given(command, tmp_path):
-    assert command(5)[0] == 3
+def test_fewer_windows_are_taken_from_a_longer_run_and_are_what_a_run_would_have_given(five, command, tmp_path):
     ran, said = command(2)
     assert ran == 0
     assert said.count("has measured what it asks for") == said.count("finished before") == 3
@@ -74,26 +101,22 @@ def test_all_windows_serve_any_number_and_as_many_as_there_are_serve_all(command
     assert command(None, out="other")[0] == 0
 
 
-def test_other_weights_texts_and_contexts_are_measured(command, tmp_path):
-    assert command(5)[0] == 3
+def test_other_weights_texts_and_contexts_are_measured(five, command, tmp_path):
     assert command(2, "--context", "30")[0] == 3
     assert command(2, "--reparameterize")[0] == 3
     assert command(2, "--calibration-samples", "5")[0] == 1  # of GPTQ alone
 
 
-def test_fresh_measures_again(command):
-    assert command(5)[0] == 3
+def test_fresh_measures_again(five, command):
     assert command(2, "--fresh")[0] == 3
 
 
-def test_without_a_longer_run_of_the_unquantized_model_all_is_measured(command, tmp_path):
-    assert command(5)[0] == 3
+def test_without_a_longer_run_of_the_unquantized_model_all_is_measured(five, command, tmp_path):
     RecordStore(tmp_path / "out/runs").path(records(tmp_path / "out", 5)["fp16"]["key"]).unlink()
     assert command(2)[0] == 3
 
 
-def test_a_dry_run_knows_and_writes_nothing(command, tmp_path):
-    assert command(5)[0] == 3
+def test_a_dry_run_knows_and_writes_nothing(five, command, tmp_path):
     before = sorted((tmp_path / "out/runs").iterdir())
     said = command(2, "--dry-run")[1]
     assert (said.count("finished"), said.count("to do")) == (3, 1)  # one sum
@@ -128,20 +151,17 @@ EARLY = {
 
 
 @pytest.mark.parametrize("case", EARLY)
-def test_records_of_other_builds_are_passed_over(command, tmp_path, case):
-    assert command(5)[0] == 3
+def test_records_of_other_builds_are_passed_over(five, command, tmp_path, case):
     edited(tmp_path, EARLY[case])
     assert command(2)[0] == 3
 
 
-def test_keys_of_other_rules_answer_nothing(command, monkeypatch):
-    assert command(5)[0] == 3
+def test_keys_of_other_rules_answer_nothing(five, command, monkeypatch):
     monkeypatch.setattr(spec, "SPEC_VERSION", spec.SPEC_VERSION + 1)
     assert command(2)[0] == 3
 
 
-def test_a_run_by_the_code_of_now_is_preferred_and_then_the_newest(command, tmp_path):
-    assert command(5)[0] == 3
+def test_a_run_by_the_code_of_now_is_preferred_and_then_the_newest(five, command, tmp_path):
     other_code = {"environment": {"code": "0" * 16}, "created": "2100-01-01T00:00:00Z"}
     edited(tmp_path, lambda record: record.update(other_code))
     assert command(4, "--fresh")[0] == 3
@@ -154,8 +174,7 @@ def test_a_run_by_the_code_of_now_is_preferred_and_then_the_newest(command, tmp_
     assert said.count("measured with other code than this") == 3
 
 
-def test_what_was_taken_from_a_taken_record_names_the_run_that_measured_it(command, tmp_path):
-    assert command(5)[0] == 3
+def test_what_was_taken_from_a_taken_record_names_the_run_that_measured_it(five, command, tmp_path):
     longer = {name: record["key"] for name, record in records(tmp_path / "out", 5).items()}
     assert command(3)[0] == 0
     remove(tmp_path, 5)
@@ -163,8 +182,7 @@ def test_what_was_taken_from_a_taken_record_names_the_run_that_measured_it(comma
     assert {name: record["taken_from"]["key"] for name, record in records(tmp_path / "out", 2).items()} == longer
 
 
-def test_losses_that_equal_the_unquantized_model_s_are_measured_again(command, tmp_path):
-    assert command(5)[0] == 3
+def test_losses_that_equal_the_unquantized_model_s_are_measured_again(five, command, tmp_path):
     losses = records(tmp_path / "out", 5)["fp16"]["metrics"][0]["window_nll"]
     edited(tmp_path, lambda record: record["metrics"][0].update(window_nll=losses))
     assert command(2)[0] == 2  # and fp16 is taken
@@ -184,8 +202,7 @@ def test_each_evaluation_finds_its_own_among_those_of_a_run(command, corpus_file
     assert command(2, "--divergence")[0] == 3  # never measured
 
 
-def test_a_checkpoint_of_an_earlier_time_is_made_again(command, tmp_path):
-    assert command(5)[0] == 3
+def test_a_checkpoint_of_an_earlier_time_is_made_again(five, command, tmp_path):
     assert command(2, "--save")[0] == 0
     folders = list((tmp_path / "out/checkpoints").iterdir())
     assert len(folders) == 2  # GPTQ and RTN
@@ -196,7 +213,6 @@ def test_a_checkpoint_of_an_earlier_time_is_made_again(command, tmp_path):
     assert all(len((folder / "config.json").read_text(encoding="utf-8")) > 2 for folder in folders)
 
 
-def test_a_task_takes_what_its_own_share_asks_for(command, tmp_path):
-    assert command(5)[0] == 3
+def test_a_task_takes_what_its_own_share_asks_for(five, command, tmp_path):
     assert command(2, "--shard", "1/2")[0] == 0
     assert len(records(tmp_path / "out", 2)) == 2  # its method, and the unquantized model
