@@ -4,20 +4,21 @@ As in the GPTQ family (section 3.3 of arXiv 2210.17323 and its released driver):
 activations that come through the quantized blocks before it and the unquantized weights of the block itself. One block
 runs at a time; besides the model only the activations of all samples are held.
 
-Keyword arguments of the blocks (masks, rotary embeddings) are captured from the model's own forward pass and replayed,
-so no model family needs a driver of its own.
+What blocks are handed besides the hidden state is learned from the model's own forward pass and replayed, so no model
+family needs a driver of its own (harness/models/arguments.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.models.arguments import block_arguments, hidden_state
 from harness.models.blocks import Blocks, block_linears
 from kernels.errors import InputError, NumericalError
 from kernels.finite import all_finite
@@ -26,7 +27,6 @@ from methods.base import Needs
 from methods.hessian import accumulate
 
 Progress = Callable[[int], None]
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Stop(Exception):
@@ -40,7 +40,7 @@ class BlockStream:
         """windows: [samples, context], token ids. beside: also keep the activations of the unquantized model."""
         self._blocks = blocks.blocks
         self._device = next(model.parameters()).device
-        self._arguments = _block_arguments(model, self._blocks, windows[:1].to(self._device))
+        self._arguments = block_arguments(model, blocks, windows[:1].to(self._device))
         self.hidden = _embed(model, self._blocks[0], windows, self._device)
         self.unquantized = self.hidden.clone() if beside else None
 
@@ -176,71 +176,6 @@ def check_sample_size(samples: int, context: int, widest: int) -> None:
 
 
 @torch.no_grad()
-def _block_arguments(model: nn.Module, blocks: tuple[nn.Module, ...], window: Tensor) -> list[_Arguments]:
-    """The arguments that the model hands to each block besides the hidden state, from one forward pass.
-
-    Captured for every block, not only the first: some families alternate masks and rotary embeddings between blocks.
-    What they are does not depend on the hidden state. So the first block alone computes; those behind it pass the
-    hidden state on, in the form (a tensor, or a tuple with more) that the first one gives. The pass is left in front of
-    the last block: the head's logits would be the largest tensor of all calibration.
-    """
-    captured: list[_Arguments] = []
-    given: list[Any] = []
-
-    def catch(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append(_besides_hidden(args, kwargs))
-        if block is blocks[-1]:
-            raise _Stop
-
-    def pass_on(*args: Any, **kwargs: Any) -> Any:
-        return _with_hidden(given[0], _hidden(args, kwargs))
-
-    handles = [block.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
-    handles.append(blocks[0].register_forward_hook(lambda block, args, output: given.append(output)))
-    try:
-        with suppress(_Stop), ExitStack() as changed:
-            for block in blocks[1:]:
-                changed.enter_context(_forward(block, pass_on))
-            model(window, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(captured) != len(blocks):
-        raise InputError(
-            f"{type(model).__name__} ran {len(captured)} decoder blocks of {len(blocks)} in one forward pass"
-        )
-    return captured
-
-
-@contextmanager
-def _forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`block` computes `forward` meanwhile. What it computes otherwise may be its own already, and not its class's."""
-    own = block.__dict__.get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden state among a block's arguments: it comes first or by name."""
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    """A block's output with another hidden state."""
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
-
-
-def _besides_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
-    """The arguments of a block without the hidden state."""
-    return args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-
-@torch.no_grad()
 def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.device) -> Tensor:
     """The input of the first block for every sample: [samples, context, hidden], in the model's dtype, on its device.
 
@@ -249,7 +184,7 @@ def _embed(model: nn.Module, first: nn.Module, windows: Tensor, device: torch.de
     stream: list[Tensor] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stream.append(_hidden(args, kwargs)[0].clone())
+        stream.append(hidden_state(args, kwargs)[0].clone())
         raise _Stop
 
     handle = first.register_forward_pre_hook(catch, with_kwargs=True)

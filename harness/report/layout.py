@@ -30,7 +30,8 @@ def build_document(plan: TablePlan, records: Records, claims: Sequence[Claim]) -
             measured.append(facts_table(plan, rows, records, claims, model))
         else:
             measured.append(measured_table(plan, rows, model))
-        measured += seeds_tables(plan, records, model)
+        if plan.metric not in FACTS:  # times and sizes are no draws
+            measured += seeds_tables(plan, records, model)
         measured += divergence_tables(plan, records, model)
     return Document(
         name=plan.name,

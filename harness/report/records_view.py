@@ -6,7 +6,6 @@ an empty text for what is not there, and never raises.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -16,8 +15,6 @@ from typing import Any
 
 from harness.report.facts import fact
 
-# Parts of a spec that have the run's seed.
-_SEEDED = (("calibration",), ("method", "options"))
 # Accuracies of a zero-shot task by the metric's name in tables and claims, and in lm-evaluation-harness.
 _SCORES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 
@@ -167,19 +164,19 @@ class RecordView:
         return f"{crops} of {corpus}" if corpus else crops
 
     @property
-    def seed(self) -> int:
-        """What chose the calibration text and the method's own draws."""
-        seeds = (_count(_mapping(self._record, "spec", *path), "seed") for path in _SEEDED)
-        return next((seed for seed in seeds if seed), 0)
+    def seeds(self) -> tuple[int, ...]:
+        """Of its calibration text and of the method's own draws, where it has them; one number if they are equal."""
+        parts = _mapping(self._record, "spec", "calibration"), _mapping(self._record, "method", "options")
+        found = [seed for part in parts if (seed := _count(part, "seed")) is not None]
+        return tuple(dict.fromkeys(found)) or (0,)
 
     @property
-    def but_for_seed(self) -> str:
-        """The run's spec as text, without its seed: equal for runs that differ in nothing else."""
-        spec = copy.deepcopy(dict(_mapping(self._record, "spec")))
-        for path in _SEEDED:
-            part = _mapping(spec, *path)
-            if isinstance(part, dict):
-                part.pop("seed", None)
+    def but_for_seeds(self) -> str:
+        """The run's spec as text, without these seeds: equal for runs that differ in nothing else."""
+        spec = dict(_given(_mapping(self._record, "spec")))
+        spec["calibration"] = {**_mapping(spec, "calibration"), "seed": None}
+        method = _mapping(spec, "method")
+        spec["method"] = {**method, "options": {**_mapping(method, "options"), "seed": None}}
         return json.dumps(spec, sort_keys=True)
 
     @property
@@ -260,6 +257,13 @@ def _mapping(data: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
             return {}
         data = part
     return data
+
+
+def _given(value: Any) -> Any:
+    """A spec without what is None in it: records of earlier versions lack such fields."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _given(part) for key, part in value.items() if part is not None}
 
 
 def _number(data: Mapping[str, Any], name: str) -> float | None:

@@ -52,12 +52,13 @@ def _table(plan: TablePlan, model: str, dataset: str, runs: list[_Run]) -> Table
     columns += [Column(("Mean",))] + [Column(("Gap", "nats"))] * (base is not None) + [Column(("Payload", "bits"))]
     return Table(
         name=f"{plan.name}-{slug(model)}-seeds-{slug(dataset)}",
-        title=f"{model}: {plan.metric}{f' on {dataset}' if dataset else ''} over seeds",
+        title=f"{model}: {plan.metric} on {dataset} over seeds",
         caption=(f"Measured: {' / '.join(distinct(run.measured.protocol for group in groups for run in group))}",),
         columns=tuple(columns),
         rows=tuple(_cells(group, base) for group in groups),
         remarks=(
-            "±: standard deviation over seeds, which choose calibration text and random signs."
+            "±: standard deviation over seeds, which choose calibration text and random draws; of two, the first is "
+            "that of the text."
             + (" Gap: mean loss of a token less the unquantized model's." if base is not None else ""),
         ),
     )
@@ -65,23 +66,25 @@ def _table(plan: TablePlan, model: str, dataset: str, runs: list[_Run]) -> Table
 
 def _groups(runs: Iterable[_Run]) -> list[list[_Run]]:
     """Runs that differ in nothing but their seed, each seed once, by rising seed."""
-    found: dict[tuple[str, str], dict[int, _Run]] = {}
+    found: dict[tuple[str, str], dict[tuple[int, ...], _Run]] = {}
     for run in runs:
-        found.setdefault((run.row.method, run.view.but_for_seed), {}).setdefault(run.view.seed, run)
-    return [[group[seed] for seed in sorted(group)] for group in found.values()]
+        found.setdefault((run.row.method, run.view.but_for_seeds), {}).setdefault(run.view.seeds, run)
+    return [[group[seeds] for seeds in sorted(group)] for group in found.values()]
 
 
 def _cells(group: list[_Run], base: Measurement | None) -> tuple[Cell, ...]:
     first = group[0]
     cells = [
         Cell(first.row.label or first.row.method),
-        Cell(_SEED.sub("", first.row.setting)),
-        Cell(", ".join(str(run.view.seed) for run in group)),
+        Cell(" / ".join(distinct(_SEED.sub("", run.row.setting).strip() for run in group))),
+        Cell(", ".join("/".join(map(str, run.view.seeds)) for run in group)),
         _mean([run.measured.value for run in group], formatting.with_error),
     ]
     if base is not None:
-        same = all(run.measured.protocol == base.protocol and run.measured.value > 0 for run in group)
-        gaps = [math.log(run.measured.value / base.value) for run in group] if same else []
+        values = [base.value, *(run.measured.value for run in group)]
+        comparable = all(run.measured.protocol == base.protocol for run in group)
+        comparable = comparable and all(value > 0 and math.isfinite(value) for value in values)
+        gaps = [math.log(value / base.value) for value in values[1:]] if comparable else []
         cells.append(_mean(gaps, _nats))
     bits = sorted(run.view.ledger.payload_bits or 0.0 for run in group)
     return (*cells, Cell(", ".join(distinct(formatting.bits(value or None) for value in bits))))
