@@ -4,7 +4,8 @@
       - {method: gptq, setting: "", label: GPTQ, grid: {bits: [2, 3, 4], group_size: [64, 128]}}
     seeds: [0, 1, 2]
 
-are 18 rows for each of the experiment's models: "bits=2 group_size=64 seed=0" and so on.
+are 18 rows for each of the experiment's models: "bits=2 group_size=64 seed=0" and so on. The row of the unquantized
+model stays one: nothing is drawn there.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ def expand(content: dict[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: seeds={seeds!r}; must be a list of whole numbers from 0, such as [0, 1, 2]")
     plain = [one for number, row in enumerate(rows) for one in _combinations(row, f"{where}: rows.{number}")]
     if seeds is not None:
-        plain = [_with(row, {"seed": seed}, seed=seed) if isinstance(row, dict) else row
-                 for row in plain for seed in seeds]  # fmt: skip
+        plain = [one for row in plain for one in _seeded(row, seeds)]
     return {**{key: value for key, value in content.items() if key != "seeds"}, "rows": plain}
+
+
+def _seeded(row: Any, seeds: list[int]) -> list[Any]:
+    """`row` with each seed, if seeds can make a difference."""
+    if not isinstance(row, dict) or row.get("method") == "fp16":
+        return [row]
+    return [_with(row, {"seed": seed}, seed=seed) for seed in seeds]
 
 
 def _combinations(row: Any, where: str) -> list[Any]:

@@ -25,6 +25,11 @@ def test_a_grid_is_every_combination_in_order():
     assert all("grid" not in row for row in found)
 
 
+def test_the_unquantized_model_has_no_seed():
+    content = {"rows": [{"method": "fp16", "setting": "16 bit"}, GRID], "seeds": [0, 1]}
+    assert [row["setting"] for row in expand(content, "x.yaml")["rows"]] == ["16 bit", "grid seed=0", "grid seed=1"]
+
+
 def test_seeds_multiply_rows_and_name_themselves():
     found = rows(seeds=[0, 7], row={"grid": {"bits": [2, 3]}})
     assert [(row["setting"], row["seed"]) for row in found] == [
