@@ -81,3 +81,31 @@ def test_what_the_readme_says_of_sage_x_and_others_follows_from_their_records():
         if "windows" in apart:
             assert f"{apart.split()[-4]} windows" in found.detail
             assert int(apart.split()[-2]) == found.pairs
+
+
+def test_what_the_readme_says_of_divergence_and_tasks_follows_from_their_records():
+    """Its table has a line for each row of the published divergence, with the accuracies of the same weights."""
+    rows, tasks = (published_rows(f"front-{what}-reparameterized-smollm2-135m") for what in ("divergence", "zeroshot"))
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) == 8
+    assert tasks.keys() < rows.keys()
+    for method, (label, record) in rows.items():
+        kl = {m["dataset"]: m["value"] for m in record["metrics"] if m["metric"] == "divergence"}
+        scores = {m["task"]: m["scores"]["acc"] for m in tasks[method][1]["metrics"]} if method in tasks else {}
+        cells = [label, f"{record['ledger']['payload_bits']:.2f}"]
+        cells += [f"{kl[dataset]:.3f}" for dataset in ("wikitext2", "c4-sample")]
+        for task in ("piqa", "arc_easy"):
+            cells.append(f"{scores[task]['value']:.1f} ± {scores[task]['stderr']:.1f}" if scores else "-")
+        assert f"| {' | '.join(cells)} |" in readme
+
+
+def published_rows(name):
+    """(label and setting, record) by what the row's method is."""
+    folder = _ROOT / "results" / "published" / name
+    (plan,) = folder.glob("tables/*.plan.json")
+    found = {}
+    for row in TablePlan.load(plan).rows:
+        record = json.loads((folder / "runs" / f"{row.run_key}.json").read_text(encoding="utf-8"))
+        method, calibration = record["spec"]["method"], record["spec"]["calibration"]
+        found[json.dumps([method, calibration], sort_keys=True)] = f"{row.label}, {row.setting}", record
+    return found
