@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ DOCUMENTS = sorted(
     and path.relative_to(RESULTS).parts[0] not in ("claims", "baselines", "tables", "figures", "runs", "report.html")
     and path.name != "README.md"
 )
-NAMES = {"Method", "Setting", "Model", "Task", "Notes"}
+NAMES = {"Method", "Setting", "Seeds", "Model", "Task", "Notes"}
 # Units of a printed number: as it is, percent, minutes, mega- and gigabytes, bits over 16 in percent.
 SCALES = (1.0, 100.0, 1 / 60, 1e-6, 1e-9, 100 / 16)
 
@@ -58,8 +59,35 @@ def derived(record):
     yield ledger["nominal_weight_bits"] + ledger["nominal_scale_bits"]
 
 
+def over_seeds(records):
+    """Means and standard deviations of runs that differ by their seed alone, and of their gaps to the unquantized."""
+    groups, unquantized = {}, {}
+    for record in records:
+        spec = json.loads(json.dumps(record["spec"]))
+        for part in (spec["calibration"] or {}, spec["method"]["options"]):
+            part.pop("seed", None)
+        for entry in record["metrics"]:
+            if entry["metric"] == "perplexity":
+                if record["method"]["name"] == "fp16":
+                    unquantized[entry["dataset"]] = entry["value"]
+                groups.setdefault((json.dumps(spec), entry["dataset"]), []).append(entry["value"])
+    for (_, dataset), values in groups.items():
+        if len(values) > 1:
+            gaps = [math.log(value) - math.log(unquantized[dataset]) for value in values]
+            yield from (
+                statistics.mean(values),
+                statistics.stdev(values),
+                statistics.mean(gaps),
+                statistics.stdev(gaps),
+            )
+
+
 def pool(records):
-    return [number for record in records for number in (*numbers(record), *derived(record))]
+    records = list(records)
+    return [
+        *(number for record in records for number in (*numbers(record), *derived(record))),
+        *over_seeds(records),
+    ]
 
 
 def traces(text, known):
