@@ -106,12 +106,9 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """The tensors in an argument. Objects of other kinds than collections are not looked into."""
     if isinstance(value, Tensor):
         yield name, value
-        return
-    parts = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
-    )
-    for key, part in parts:
-        yield from _tensors(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (Mapping, tuple, list)):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def _difference(one: BlockArguments, other: BlockArguments) -> str | None:
