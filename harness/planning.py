@@ -15,9 +15,9 @@ from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
 from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
 from harness.plan import PlannedRow, TablePlan
-from harness.runner import UNQUANTIZED
 from harness.runtime.architecture import catalogued
 from harness.spec import (
+    UNQUANTIZED,
     CalibrationSpec,
     DecodeSpec,
     DivergenceSpec,

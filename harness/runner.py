@@ -30,7 +30,7 @@ from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import QuantizedEntry, run_conditions
-from harness.spec import STORED, RunSpec, ZeroShotSpec
+from harness.spec import STORED, UNQUANTIZED, RunSpec, ZeroShotSpec
 from harness.stored import run_stored
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
@@ -40,7 +40,6 @@ Progress = Callable[[int, int, str], None]
 # Called with a model, what is installed in it, and the record of the run.
 Keep = Callable[[LoadedModel, QuantizedModel, dict[str, Any]], None]
 
-UNQUANTIZED = "fp16"
 _ANCHOR_TOLERANCE = 0.02
 
 

@@ -18,8 +18,8 @@ from harness.planning import Choices, plan_quantization
 from harness.preflight import check_method, lacking_memory
 from harness.progress import TerminalReporter
 from harness.records import RecordStore
-from harness.runner import UNQUANTIZED, Keep, NoOpError, run
-from harness.spec import STORED, RunSpec
+from harness.runner import Keep, NoOpError, run
+from harness.spec import STORED, UNQUANTIZED, RunSpec
 from harness.sweep import Reporter
 from kernels.errors import InputError, NumericalError
 

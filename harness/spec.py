@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SPEC_VERSION = 1
 # In place of a method's name: the model is measured as it is stored.
 STORED = "stored"
+# The method that changes nothing; its run is what others are compared with.
+UNQUANTIZED = "fp16"
 
 
 class Spec(BaseModel):

@@ -9,8 +9,7 @@ from typing import Any
 from harness.engines.base import Engine, InProcess, Result, Task
 from harness.environment import code_fingerprint
 from harness.records import RecordStore
-from harness.runner import UNQUANTIZED
-from harness.spec import RunSpec
+from harness.spec import UNQUANTIZED, RunSpec
 from kernels.errors import InputError
 
 

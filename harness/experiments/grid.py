@@ -13,6 +13,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from harness.spec import UNQUANTIZED
 from kernels.errors import InputError
 
 
@@ -34,7 +35,7 @@ def expand(content: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _seeded(row: Any, seeds: list[int]) -> list[Any]:
     """`row` with each seed, if seeds can make a difference."""
-    if not isinstance(row, dict) or row.get("method") == "fp16":
+    if not isinstance(row, dict) or row.get("method") == UNQUANTIZED:
         return [row]
     return [_with(row, {"seed": seed}, seed=seed) for seed in seeds]
 

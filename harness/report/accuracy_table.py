@@ -13,9 +13,10 @@ from math import sqrt
 from harness.plan import PlannedRow, TablePlan
 from harness.report import formatting
 from harness.report.document import Cell, Column, Footnotes, Table
-from harness.report.measured_table import UNQUANTIZED, slug
+from harness.report.measured_table import slug
 from harness.report.records_view import distinct
 from harness.report.rows import TidyRow
+from harness.spec import UNQUANTIZED
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 from harness.plan import TablePlan
 from harness.report import formatting
 from harness.report.document import Cell, Column, Table
-from harness.report.measured_table import UNQUANTIZED, slug
+from harness.report.measured_table import slug
 from harness.report.records_view import distinct
 from harness.report.rows import Records
+from harness.spec import UNQUANTIZED
 
 
 def divergence_tables(plan: TablePlan, records: Records, model: str) -> tuple[Table, ...]:

@@ -9,9 +9,10 @@ from harness.plan import PlannedRow, TablePlan
 from harness.report import formatting
 from harness.report.document import Cell, Column, Footnotes, Table
 from harness.report.facts import FACTS, Fact
-from harness.report.measured_table import UNQUANTIZED, slug
+from harness.report.measured_table import slug
 from harness.report.records_view import RecordView, distinct
 from harness.report.rows import Records, TidyRow
+from harness.spec import UNQUANTIZED
 
 _TITLES = {
     "quantization_minutes": "quantization time",

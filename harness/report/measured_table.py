@@ -12,8 +12,7 @@ from harness.report import formatting
 from harness.report.document import Cell, Column, Footnotes, Table
 from harness.report.records_view import distinct
 from harness.report.rows import TidyRow
-
-UNQUANTIZED = "fp16"
+from harness.spec import UNQUANTIZED
 
 
 @dataclass(frozen=True)

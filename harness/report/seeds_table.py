@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from harness.plan import PlannedRow, TablePlan
 from harness.report import formatting
 from harness.report.document import Cell, Column, Table
-from harness.report.measured_table import UNQUANTIZED, slug
+from harness.report.measured_table import slug
 from harness.report.records_view import Measurement, RecordView, distinct
 from harness.report.rows import Records
+from harness.spec import UNQUANTIZED
 
 # What a grid of seeds adds to a row's setting.
 _SEED = re.compile(r"\s*\bseed=\d+")

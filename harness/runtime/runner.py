@@ -19,14 +19,14 @@ from harness.metrics.phases import Phases
 from harness.models.load import DTYPES, LoadedModel, load_model
 from harness.models.placement import Placement
 from harness.quantize import check_shapes
-from harness.runner import UNQUANTIZED, Progress, calibration_text, quantize_or_load
+from harness.runner import Progress, calibration_text, quantize_or_load
 from harness.runtime.architecture import Architecture, catalogued, of_config
 from harness.runtime.build import FUSED, BlockMade, MakeProduct, MakeWeights, layer_of, model_weights, nothing_more
 from harness.runtime.decoder import Weights
 from harness.runtime.measure import Subject, measure_decode, measure_memory
 from harness.runtime.synthetic import synthetic_layer, synthetic_weights
 from harness.runtime.synthetic_ledger import synthetic_ledger
-from harness.spec import DecodeSpec, MemorySpec, RunSpec, RuntimeSpec
+from harness.spec import UNQUANTIZED, DecodeSpec, MemorySpec, RunSpec, RuntimeSpec
 from kernels.errors import InputError
 from kernels.layouts import PackedWeight
 from methods import QuantizationMethod, create_method

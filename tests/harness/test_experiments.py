@@ -6,7 +6,7 @@ from harness.catalog import models, tasks
 from harness.claims import BIT_METRICS, find, load_claims
 from harness.experiments import experiment_names, load_experiment, load_profile
 from harness.report.figures import DRAWINGS
-from harness.runner import UNQUANTIZED
+from harness.spec import UNQUANTIZED
 from kernels.errors import InputError
 from methods import create_method
 from methods.registry import method_names

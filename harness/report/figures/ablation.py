@@ -8,8 +8,8 @@ from harness.report.figures.canvas import Picture, blank, legend_above, log_axis
 from harness.report.figures.panels import Panel, panels, short
 from harness.report.figures.source import Source, keys
 from harness.report.figures.style import INK, PAPER, Mark, Page, series
-from harness.report.measured_table import UNQUANTIZED
 from harness.report.records_view import distinct
+from harness.spec import UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

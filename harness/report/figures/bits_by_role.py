@@ -7,8 +7,8 @@ from math import nan
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above
 from harness.report.figures.source import Source
 from harness.report.figures.style import INK, PAPER, Page, series
-from harness.report.measured_table import UNQUANTIZED
 from harness.report.records_view import RecordView, distinct
+from harness.spec import UNQUANTIZED
 
 PER_MODEL = True
 _SMALLEST = 0.0005  # bits a weight; less cannot be seen

@@ -11,9 +11,9 @@ from harness.claims import Claim, find
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, log_axis
 from harness.report.figures.source import Source, keys
 from harness.report.figures.style import PAPER, SOFT, Page, mark
-from harness.report.measured_table import UNQUANTIZED
 from harness.report.records_view import distinct
 from harness.report.rows import TidyRow
+from harness.spec import UNQUANTIZED
 
 PER_MODEL = False
 

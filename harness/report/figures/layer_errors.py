@@ -8,7 +8,7 @@ from harness.report.figures.canvas import NothingToDrawError, Picture, blank, he
 from harness.report.figures.layers import blocks, kind, kinds
 from harness.report.figures.source import Source
 from harness.report.figures.style import Page
-from harness.report.measured_table import UNQUANTIZED
+from harness.spec import UNQUANTIZED
 
 PER_MODEL = True
 

@@ -9,7 +9,7 @@ from harness.report.figures.canvas import Picture, blank, log_axis
 from harness.report.figures.panels import Panel, panels
 from harness.report.figures.source import Source, keys
 from harness.report.figures.style import INK, PAPER, Page, series
-from harness.report.measured_table import UNQUANTIZED
+from harness.spec import UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from harness.report.figures.canvas import NothingToDrawError, Picture, blank, legend_above, log_axis
 from harness.report.figures.source import Source, keys
 from harness.report.figures.style import INK, PAPER, SOFT, Page, mark
-from harness.report.measured_table import UNQUANTIZED
 from harness.report.records_view import distinct
 from harness.report.rows import TidyRow
+from harness.spec import UNQUANTIZED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,6 @@ from harness.models.blocks import block_linears, find_blocks
 from kernels.errors import InputError
 
 
-def arguments_of(model):
-    return block_arguments(model, find_blocks(model), tiny.tokens(samples=1))
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_they_are_those_of_an_ordinary_pass_and_the_first_block_alone_computes(family):
     model, ids = tiny.build(family), tiny.tokens(samples=1)
@@ -29,7 +25,7 @@ def test_they_are_those_of_an_ordinary_pass_and_the_first_block_alone_computes(f
     for index, block in enumerate(blocks.blocks):
         for linear in block_linears(block).values():
             linear.register_forward_hook(lambda *_, index=index: computed.append(index))
-    found = arguments_of(model)
+    found = block_arguments(model, blocks, ids)
     assert set(computed) == {0}
     assert find_blocks(model) == blocks
     for (positional, named), (args, kwargs) in zip(found, expected, strict=True):

@@ -99,6 +99,16 @@ def test_what_the_readme_says_of_divergence_and_tasks_follows_from_their_records
         assert f"| {' | '.join(cells)} |" in readme
 
 
+def test_the_readme_has_the_published_gaps_over_seeds():
+    file = _ROOT / "results/published/front-reparameterized-smollm2-135m/tables/front-reparameterized.md"
+    text = file.read_text(encoding="utf-8")
+    head, _, *rows = [line.split("|") for line in text[text.index("over seeds") :].splitlines() if line.startswith("|")]
+    place = [cell.strip() for cell in head].index("Gap nats")
+    gaps = [row[place].strip() for row in rows]
+    assert len(gaps) == 2
+    assert f"standard deviation | {' | '.join(gaps)} | |" in (_ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def published_rows(name):
     """(label and setting, record) by what the row's method is."""
     folder = _ROOT / "results" / "published" / name

@@ -28,16 +28,15 @@ def run(method, seed, value, text_seed=None, **options):
     return PlannedRow(method, setting, method.upper(), "toy-model", None, key, ""), record
 
 
-def document(*runs):
-    plan = TablePlan(
-        name="front", item="front", title="Front", metric="perplexity", datasets=("wikitext2",),
-        rows=tuple(row for row, _ in runs),
-    )  # fmt: skip
-    return build_document(plan, {row.run_key: record for row, record in runs}, ())
+def planned(runs, metric="perplexity"):
+    """The plan of a table, its records, and no claims."""
+    rows = tuple(row for row, _ in runs)
+    plan = TablePlan(name="front", item="front", title="Front", metric=metric, datasets=("wikitext2",), rows=rows)
+    return plan, {row.run_key: record for row, record in runs}, ()
 
 
 def seeds_table(*runs):
-    found = [table for table in document(*runs).tables if table.name.endswith("-seeds-wikitext2")]
+    found = [table for table in build_document(*planned(runs)).tables if table.name.endswith("-seeds-wikitext2")]
     return found[0] if found else None
 
 
@@ -114,17 +113,11 @@ def test_hand_written_settings_are_all_named(runs):
 
 
 def test_tables_of_facts_have_none(runs):
-    plan = TablePlan(
-        name="t", item="t", title="T", metric="gpu_memory_gb", datasets=("decode",), rows=tuple(row for row, _ in runs)
-    )
-    found = build_document(plan, {row.run_key: record for row, record in runs}, ())
-    assert not [table for table in found.tables if "seeds" in table.name]
+    tables = build_document(*planned(runs, "gpu_memory_gb")).tables
+    assert tables
+    assert not [table for table in tables if "seeds" in table.name]
 
 
 def test_every_format_shows_it(runs, tmp_path):
-    plan = TablePlan(
-        name="front", item="front", title="Front", metric="perplexity", datasets=("wikitext2",),
-        rows=tuple(row for row, _ in runs),
-    )  # fmt: skip
-    for path in write_table(plan, {row.run_key: record for row, record in runs}, (), tmp_path):
+    for path in write_table(*planned(runs), tmp_path):
         assert ("over seeds" in path.read_text(encoding="utf-8")) == (path.suffix != ".csv")
