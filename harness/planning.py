@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from harness.catalog import find_task
 from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
+from harness.devices import chosen_device, is_cuda
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
 from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
@@ -107,7 +107,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     Nothing is downloaded for the paper's models that are not run; the models that are run are resolved now.
     """
     experiment = experiment.with_budgets(choices.budgets)
-    profile_name = choose_profile(choices.profile, choices.device == "cuda" if choices.elsewhere else None)
+    profile_name = choose_profile(choices.profile, is_cuda(choices.device or "") if choices.elsewhere else None)
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name
@@ -207,8 +207,7 @@ def _chosen_rows(experiment: Experiment, methods: tuple[str, ...]) -> list[Row]:
 def _model_spec(
     name: str, choices: Choices, profile: Profile, experiment: Experiment | None = None
 ) -> tuple[ModelSpec, str]:
-    device = choices.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device, choices.elsewhere)
+    device = chosen_device(choices.device, choices.elsewhere)
     # A GPU-less machine computes in half precision at a crawl or not at all; what it decodes with is 16 bits wide.
     on_cpu = "bfloat16" if experiment is not None and experiment.decode else "float32"
     dtype = choices.dtype or (on_cpu if device == "cpu" else profile.dtype)
@@ -226,17 +225,6 @@ def _model_spec(
         "content": None if name.lower() in catalogue() or source.kind == "hub" else fingerprint(source)[:16],
     }
     return validated(ModelSpec, values, "model"), source.family
-
-
-def _check_device(device: str, elsewhere: bool) -> None:
-    if device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", device):
-        raise InputError(f"device {device!r} is unknown; use cpu, cuda or cuda:N")
-    if device == "cpu" or elsewhere:
-        return
-    if not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: this machine has no CUDA device; use --device cpu")
-    if (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
 
 
 def _evaluations(

@@ -6,13 +6,13 @@ import argparse
 from importlib.resources import files
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from harness.corpora import local_checksum, resolve_corpus
+from harness.devices import chosen_device
 from harness.engines import InProcess
 from harness.experiments import load_profile
 from harness.models.source import fingerprint, resolve_model
@@ -66,9 +66,7 @@ def run_command(metric: str, arguments: argparse.Namespace) -> int:
 
 def plan_runtime(metric: str, arguments: argparse.Namespace) -> dict[str, RunSpec]:
     """The runs by label. Raises InputError for an unknown model, method or device."""
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: this machine has no CUDA device; use --device cpu")
+    device = chosen_device(arguments.device)
     dtype = arguments.dtype or ("bfloat16" if device == "cpu" else "float16")
     if arguments.synthetic is not None:
         catalogued(arguments.synthetic)  # raises for an unknown name

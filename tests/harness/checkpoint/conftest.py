@@ -18,8 +18,8 @@ from harness.runner import run
 from harness.spec import CalibrationSpec, MethodSpec, ModelSpec, RunSpec
 from methods import create_method, method_class
 
-# What makes any method quick: no search for the number of groups, and a short one for AWQ's scales.
-_SMALL = {"group_count": 2, "search_tokens": 32}
+# What makes any method quick: no search for the number of groups, a short one for AWQ's scales, and little training.
+_SMALL = {"group_count": 2, "search_tokens": 32, "steps": 20, "epochs": 2}
 
 
 @dataclass(frozen=True)

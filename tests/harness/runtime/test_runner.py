@@ -160,3 +160,9 @@ def test_too_long_a_generation_is_refused(model_folder, tmp_path, capsys):
 def test_a_band_without_the_banded_runtime_is_refused(tmp_path, capsys):
     assert main(["decode", "--synthetic", "llama-2-7b", "--band", "4", "--out", str(tmp_path)]) == 2
     assert "--band 4 is for --runtime banded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["decode", "memory"])
+def test_an_unknown_device_is_refused(verb, tmp_path, capsys):
+    assert main([verb, "--synthetic", "llama-2-7b", "--device", "cpuu", "--out", str(tmp_path)]) == 2
+    assert "device 'cpuu' is unknown; use cpu, cuda or cuda:N" in capsys.readouterr().err
