@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [("90",), ("80", "bf16")], ids=" without ".join)  # dtypes differ in little
+@pytest.mark.parametrize("target", [("90", "bf16"), ("80", "fp16")], ids=" without ".join)  # dtypes differ in little
 def test_kernels_compile_without_spills(target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
