@@ -10,7 +10,7 @@ import torch
 from harness.catalog import find_task
 from harness.catalog import models as catalogue
 from harness.corpora import dataset_name, local_checksum, resolve_corpus
-from harness.devices import chosen_device, is_cuda
+from harness.devices import chosen_device
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
 from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
@@ -107,7 +107,7 @@ def plan_table(experiment: Experiment, choices: Choices) -> Plan:
     Nothing is downloaded for the paper's models that are not run; the models that are run are resolved now.
     """
     experiment = experiment.with_budgets(choices.budgets)
-    profile_name = choose_profile(choices.profile, is_cuda(choices.device or "") if choices.elsewhere else None)
+    profile_name = choose_profile(choices.profile, choices.device == "cuda" if choices.elsewhere else None)
     profile = load_profile(profile_name)
     # With "auto" a corpus may still come from the hub when the models do not.
     sources = choices.profile if choices.profile != "auto" or profile_name == "embedded" else profile_name

@@ -18,15 +18,19 @@ def no_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "chosen"),
-    [(None, "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:00", "cuda"), ("cuda:1", "cuda:1")],
+    [(None, "cuda"), ("cpu", "cpu"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")],
 )
-def test_a_gpu_has_one_name(two_gpus, given, chosen):
+def test_a_device_that_is_there_is_chosen(two_gpus, given, chosen):
     assert chosen_device(given) == chosen
 
 
 @pytest.mark.parametrize(
     ("given", "problem"),
-    [("cuda:2", "this machine has 2 CUDA devices, from cuda:0"), ("gpu", "is unknown; use cpu, cuda or cuda:N")],
+    [
+        ("cuda:2", "this machine has 2 CUDA devices, from cuda:0"),
+        ("cuda:01", "is unknown; use cpu, cuda or cuda:N"),
+        ("gpu", "is unknown; use cpu, cuda or cuda:N"),
+    ],
 )
 def test_a_gpu_that_is_not_there_and_an_unknown_name_are_refused(two_gpus, given, problem):
     with pytest.raises(InputError, match=f"device '{given}'.* {problem}"):
@@ -39,8 +43,8 @@ def test_without_a_gpu_the_cpu_is_chosen_and_a_gpu_is_refused(no_gpu):
         chosen_device("cuda:1")
 
 
-@pytest.mark.parametrize(("given", "chosen"), [("cuda:0", "cuda"), ("cuda:7", "cuda:7"), ("cpu", "cpu")])
-def test_a_device_elsewhere_is_taken_at_its_word(no_gpu, given, chosen):
-    assert chosen_device(given, elsewhere=True) == chosen
+@pytest.mark.parametrize("given", ["cuda", "cuda:7", "cpu"])
+def test_a_device_elsewhere_is_taken_at_its_word(no_gpu, given):
+    assert chosen_device(given, elsewhere=True) == given
     with pytest.raises(InputError, match="is unknown"):
         chosen_device("cuda:x", elsewhere=True)

@@ -22,7 +22,7 @@ def test_kernels_compile_without_spills(target):
     done = subprocess.run([sys.executable, str(SCRIPT), *target], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) >= 10
+    assert len(lines) == 18
     for line in lines:
         name, spills, shared = line.split()
         assert int(spills) == 0, f"{name} spills {spills} bytes"
