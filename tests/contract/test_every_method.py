@@ -30,18 +30,20 @@ def layer(shape):
     return weight, LayerStatistics.from_inputs(torch.randn(4, 256, shape[1], generator=generator) @ mix)
 
 
-def create_quick(name, **options):
-    """The method with those of `options` that it has, and short training: what is promised does not depend on it."""
+def where_it_has_them(name, **options):
+    """Those of `options` that the method has."""
     known = method_class(name).Config.model_fields
-    return create_method(name, **{key: value for key, value in {"steps": 20, **options}.items() if key in known})
+    return {key: value for key, value in options.items() if key in known}
 
 
-def method_for(name, shape):
-    return create_quick(name, group_size=SHAPES[shape])
+def method_for(name, shape, **options):
+    # Short training will do: what is promised does not depend on it.
+    given = where_it_has_them(name, group_size=SHAPES[shape], steps=20)
+    return create_method(name, **{**given, **options})
 
 
-def quantized(name, shape, context=None):
-    method = method_for(name, shape)
+def quantized(name, shape, context=None, **options):
+    method = method_for(name, shape, **options)
     weight, statistics = layer(shape)
     return method.quantize_linear(weight, None if method.needs == "nothing" else statistics, context)
 
@@ -241,7 +243,7 @@ def test_facts_for_the_log_are_plain_values(name):
 @every_method
 def test_a_shape_is_refused_before_the_run_exactly_when_it_is_refused_in_it(name):
     for columns in (7, 96, 100, 576):
-        method = create_quick(name)
+        method = create_method(name, **where_it_has_them(name, steps=20))
         weight = 0.02 * torch.randn(8, columns, generator=torch.Generator().manual_seed(columns))
         statistics = LayerStatistics.from_inputs(torch.eye(columns).unsqueeze(0))
         try:
