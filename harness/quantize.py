@@ -263,7 +263,9 @@ def _quantize_block(
 
 def _context(blocks: Blocks, index: int, name: str, plans: Mapping[str, Any]) -> LayerContext:
     full = blocks.name(index, name)
-    return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full))
+    bias = block_linears(blocks.blocks[index])[name].bias
+    copy = None if bias is None else bias.detach().clone()
+    return LayerContext(full, index, len(blocks.blocks), plan=plans.get(full), bias=copy)
 
 
 def _survey(

@@ -4,7 +4,8 @@ A reconstruction: no code is public, and the abstract alone could be read. What 
 value projections is that of the attention's output, its softmax included (Levenberg-Marquardt); the trace of a layer's
 Hessian is its sensitivity; layers have 4 or 2 bits. What is ours: the attention Hessian is a Gauss-Newton one with a
 weight for each token, c_t = E |d(output . r) / d(projection's output at t)|^2 over random r, estimated with one draw a
-sample, H = sum c_t x_t x_t^T; layers are ranked by trace over number of weights, in the unquantized model.
+sample, H = sum c_t x_t x_t^T, scaled so that the mean weight is 1; layers are ranked by trace over number of weights,
+in the unquantized model, and for all of them the trace is that of the plain X X^T.
 Source: Guan et al. 2024, arXiv 2402.14866.
 """
 
@@ -106,7 +107,8 @@ class Aptq(QuantizationMethod):
 def attention_hessians(view: BlockView, seed: int) -> dict[str, Tensor]:
     """Token-weighted Hessians [n, n] of the linear layers inside the block's attention module, by name.
 
-    The layer that ends the module has the same weight for all tokens: its Hessian is the ordinary one.
+    The layer that ends the module has the same weight for all tokens but for the draw: its Hessian is nearly the
+    ordinary one.
     """
     modules = dict(view.block.named_modules())
     parents = {name: name.rpartition(".")[0] for name in view.linears}
@@ -117,6 +119,7 @@ def attention_hessians(view: BlockView, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     recorder = _Recorder({name: view.linears[name] for name in inside}, attention)
     hessians: dict[str, Tensor] = {}
+    totals = dict.fromkeys(inside, 0.0)
     with recorder, torch.enable_grad():
         for sample in range(view.hidden.shape[0]):
             view.forward(view.hidden[sample : sample + 1].detach().requires_grad_(True), {})
@@ -125,9 +128,11 @@ def attention_hessians(view: BlockView, seed: int) -> dict[str, Tensor]:
             gradients = torch.autograd.grad((output * draw).sum(), list(recorder.outputs.values()))
             for name, gradient in zip(recorder.outputs, gradients, strict=True):
                 x, weights = recorder.inputs[name].float(), gradient.float().square().mean(dim=-1)
-                x = (x * (weights / weights.mean().clamp(min=1e-30)).sqrt().unsqueeze(-1)).reshape(-1, x.shape[-1])
+                # Samples are weighed against each other, too: one factor for all of them, at the end.
+                totals[name] += float(weights.mean(dtype=torch.float64))
+                x = (x * weights.sqrt().unsqueeze(-1)).reshape(-1, x.shape[-1])
                 accumulate(hessians.setdefault(name, x.new_zeros(x.shape[1], x.shape[1])), x)
-    return {name: hessian.mul_(2 / view.hidden.shape[0]) for name, hessian in hessians.items()}
+    return {name: hessian.mul_(2 / max(totals[name], 1e-30)) for name, hessian in hessians.items()}
 
 
 class _Recorder:

@@ -79,6 +79,8 @@ class LayerContext:
     facts: dict[str, Any] = field(default_factory=dict)
     plan: Any = None
     """What `plan_model` chose for this layer."""
+    bias: Tensor | None = None
+    """The layer's bias [out_features], for methods that look at its output; it is not quantized."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A whole decoder block, for methods that look at more than one linear layer at a time (AWQ, SliM-LLM+, APTQ)."""
+"""A whole decoder block, for methods that look at more than one of its linear layers at a time, such as AWQ."""
 
 from __future__ import annotations
 

@@ -23,7 +23,12 @@ from methods.statistics import LayerStatistics
 
 
 class CmpqConfig(MethodConfig):
-    average_bits: float = Field(3.0, ge=1, le=8, description="bits of a code on average over the columns, any fraction")
+    average_bits: float = Field(
+        3.0,
+        ge=1,
+        le=8,
+        description="bits of a code on average over the columns; at a whole number all columns have that many",
+    )
     activation_outliers: float = Field(
         0.0045,
         ge=0,

@@ -116,8 +116,8 @@ class _Groups:
     def pack(self) -> UniformWeight:
         codes = torch.stack(self._codes, dim=1).to(torch.uint8)
         order = self.order
-        if order is not None and self._static:
-            # Static groups were formed in the original order: store the codes in it, no permutation needed.
+        if order is not None and (self._static or self._group_size == self._columns):
+            # Static groups were formed in the original order, and one group has none: no permutation is needed.
             restored = torch.empty_like(codes)
             restored[:, order] = codes
             codes, order = restored, None

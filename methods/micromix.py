@@ -4,7 +4,8 @@ Input channels are sorted by the size of their activations; the largest get FP8,
 share of activations that are too large, beside their token's largest, for the cheaper format: its error must stay under
 that of INT8. Weights take the format of their channel. The layer then multiplies rounded weights and rounded inputs:
 what decodes the weights also rounds the inputs, so quality is measured on both. It is no weight-only method, and no
-speed is claimed: the formats need tensor cores that an emulation does not have.
+speed is claimed: the formats need tensor cores that an emulation does not have. Channels are chosen on the activations
+of the unquantized model, in one pass over it, as the released code does.
 Source: Liu et al. 2025, arXiv 2508.02343; lwy2020/MicroMix, branch micromix. `faithful` has two slips of that branch:
 inputs enter the comparison with their sign, so that every negative one counts as small, and the numbers of FP6 and FP8
 channels are exchanged.
@@ -13,6 +14,7 @@ channels are exchanged.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from pydantic import Field
@@ -21,6 +23,7 @@ from torch import Tensor
 from kernels.layouts import PackedWeight
 from kernels.layouts.microscaling import FORMATS, MicroscalingWeight
 from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
+from methods.block import BlockResult, BlockView
 from methods.statistics import LayerStatistics
 
 # The share of a token's largest input up to which FP4 and FP6 err less than INT8 does.
@@ -46,9 +49,11 @@ class MicroMix(QuantizationMethod):
         remark="weights and activations (W+A) are quantized, emulated in software; no speed is claimed",
     )
 
+    stream = "unquantized"
+
     @property
     def needs(self) -> Needs:
-        return "inputs"
+        return "block"
 
     def quantize_linear(
         self, weight: Tensor, statistics: LayerStatistics | None = None, context: LayerContext | None = None
@@ -71,6 +76,16 @@ class MicroMix(QuantizationMethod):
         segments = channel_segments(weight.shape[1], middle, highest)
         context.facts["channels"] = dict(zip(("fp4", "fp6", "fp8"), segments, strict=True))
         return MicroscalingWeight.pack(weight, torch.argsort(score, stable=True), segments)
+
+    def quantize_block(self, view: BlockView, contexts: Mapping[str, LayerContext]) -> BlockResult:
+        assert view.collect is not None
+        statistics = view.collect("inputs")
+        hessians = {name: seen.hessian for name, seen in statistics.items()}
+        packed = {
+            name: self.quantize_linear(linear.weight, statistics.pop(name), contexts[name])
+            for name, linear in view.linears.items()
+        }
+        return BlockResult(packed, hessians=hessians)
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
         """The mean width of the elements alone: the paper leaves out the shared exponents, 8 bits a block of 32."""

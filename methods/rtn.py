@@ -33,7 +33,10 @@ class UniformMethod(QuantizationMethod):
         resolve_group_size(self.config.group_size, in_features)
 
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:
-        """`bits` for the codes, and 16-bit scales and (asymmetric) 16-bit zero points per group, as papers count."""
+        """`bits` for the codes, and 16-bit scales and (asymmetric) 16-bit zero points per group.
+
+        As SAGE-PTQ's tables count these methods; GPTQ's and AWQ's own papers name the bits of a code alone.
+        """
         group_size = resolve_group_size(self.config.group_size, packed.shape[1])
         constants = 1 if self.config.symmetric else 2
         return NominalBits(weight=float(self.config.bits), scale=16 * constants / group_size)

@@ -35,7 +35,7 @@ class AwqConfig(UniformConfig):
     search_tokens: int = Field(
         65536,
         ge=0,
-        description="tokens (whole samples) that the scale search looks at, the authors' 128 x 512; 0: all there are",
+        description="tokens (whole samples) that both searches look at, the authors' 128 x 512; 0: all there are",
     )
 
 

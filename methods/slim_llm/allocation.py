@@ -75,28 +75,38 @@ def widths_of(order: Sequence[int], bits: int, pairs: int) -> list[int]:
 
 
 def divergence_losses(
-    weight: Tensor, inputs: Tensor, order: Sequence[int], bits: int, rounding: Rounding, *, reversed_kl: bool
+    weight: Tensor,
+    inputs: Tensor,
+    order: Sequence[int],
+    bits: int,
+    rounding: Rounding,
+    *,
+    bias: Tensor | None = None,
+    faithful: bool = False,
 ) -> list[float]:
     """For each number of pairs the divergence of softmax(output) from that of the unquantized layer, a token.
 
-    weight: [m, n], float32. inputs: [samples, tokens, n]. order: see `ranking`. A softmax over the features of a layer
-    is the paper's choice.
-    reversed_kl: KL(quantized || original) with probabilities held above 1e-6, as the code has it; else the paper's
-    KL(original || quantized).
+    weight: [m, n], float32. inputs: [samples, tokens, n]. order: see `ranking`. bias: [m]. A softmax over the features
+    of a layer is the paper's choice.
+    faithful: KL(quantized || original) with probabilities held above 1e-6, the bias in the original's output alone, as
+    the code has it; else the paper's KL(original || quantized), both with the bias.
     """
+    shift = torch.zeros(weight.shape[0], device=weight.device) if bias is None else bias.float().to(weight.device)
     steps = _steps(weight, order, bits, rounding)
     base = weight + torch.cat([rounding.change(weight, g, bits) for g in range(len(order))], dim=1)
     totals = [0.0] * len(steps)
     for sample in inputs:
         x = sample.to(torch.float32)
-        original = torch.log_softmax(x @ weight.T, dim=1)
-        if reversed_kl:
+        original = torch.log_softmax(x @ weight.T + shift, dim=1)
+        if faithful:
             original.clamp_(min=torch.tensor(_SMALLEST).log().item())
         output = x @ base.T
+        if not faithful:
+            output += shift
         for index, (columns, change) in enumerate(steps):
             for part, delta in zip(columns, change, strict=True):
                 output.addmm_(x[:, part], delta.T)
-            totals[index] += float(_divergence(output, original, reversed_kl))
+            totals[index] += float(_divergence(output, original, faithful))
     return [total / (inputs.shape[0] * inputs.shape[1]) for total in totals]
 
 

@@ -4,7 +4,7 @@
 
 - the Hessian is damped twice: by 0.01 absolute, with 1 on the diagonal of dead inputs, for the group salience of the
   search, in place; so that dead inputs are not zeroed afterwards;
-- the divergence is KL(quantized || original);
+- the divergence is KL(quantized || original), and only the original's output has the layer's bias;
 - a narrower last group (576 columns in groups of 128) ranks among the others, by the sum of its salience, so that the
   mean width of the matrix is not the headline's; by default it keeps the headline's width, and the mean is exact;
 - the scale of a one-bit group is the mean of |w|, although its mean is taken off;
@@ -117,7 +117,9 @@ class GroupWidthMethod(QuantizationMethod):
         if config.objective == "mse":
             return squared_losses(weight, statistics.hessian, order, config.bits, rounding)
         inputs = self._inputs(statistics, context)
-        return divergence_losses(weight, inputs, order, config.bits, rounding, reversed_kl=config.faithful)
+        return divergence_losses(
+            weight, inputs, order, config.bits, rounding, bias=context.bias, faithful=config.faithful
+        )
 
 
 class SlimLlm(GroupWidthMethod):

@@ -6,8 +6,10 @@ compensated. The widths are chosen by SliM-LLM's rule on those same activations;
 file of a SliM-LLM run. Source: Huang et al. 2024, arXiv 2405.14917 (SliM-LLM+), on OmniQuant's learnable weight
 clipping (Shao et al. 2023, arXiv 2308.13137); Aaronhuang-778/SliM-LLM cfdf5ff.
 
-One-bit groups in the released code start with 1.48 times their scale and never get their mean back: `faithful`. By
-default they start at their scale and keep their mean.
+`faithful` has the released code's gradients, which end at the rounding of the zero point, and its one-bit groups, which
+start with 1.48 times their scale and never get their mean back. By default gradients pass through the zero point, too,
+and one-bit groups start at their scale and keep their mean. Ranges hold zero here in any case: a zero point is stored
+as a code; the released code leaves those of groups of one sign where they are.
 """
 
 from __future__ import annotations
@@ -177,7 +179,7 @@ class _ClippedWeight:
         upper, lower = torch.sigmoid(self.logits)
         high, low = upper * self._high, lower * self._low
         scale = (high - low) / ((1 << self._bits) - 1)
-        zero = _round(-low / scale)
+        zero = (torch.round if self._faithful else _round)(-low / scale)
         factor = upper + 0.5
         if self._faithful:
             return scale, zero, torch.zeros_like(self._mean), self._deviation * factor

@@ -101,6 +101,40 @@ def test_aptq_spreads_two_and_four_bits_over_the_model():
     assert {layer.facts.get("hessian") for layer in quantized.layers} == {None, "attention"}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_that_look_at_outputs_know_the_bias(family):
+    seen = {}
+
+    class Looking(Halving):
+        needs = "nothing"
+
+        def quantize_linear(self, weight, statistics=None, context=None):
+            seen[context.name] = context.bias
+            return super().quantize_linear(weight)
+
+    model = tiny.build(family)
+    quantize_model(model, Looking("quantized"), None)
+    for name, linear in model_linears(model).items():
+        assert seen[name] is None if linear.bias is None else torch.equal(seen[name], linear.bias)
+    assert any(bias is not None for bias in seen.values()) == (family != "llama")
+
+
+def test_micromix_chooses_channels_on_the_unquantized_models_activations():
+    windows = tiny.tokens()
+    found, plain = {}, tiny.build()
+    for name, linear in model_linears(plain).items():
+        linear.register_forward_hook(
+            lambda _, args, out, name=name: found.setdefault(name, []).append(args[0][0].abs().mean(dim=0))
+        )
+    with torch.no_grad():
+        for window in windows:
+            plain(window[None])
+    quantized = quantize_model(tiny.build(), create_method("micromix"), windows)
+    for name, packed in quantized.packed.items():
+        expected = torch.stack(found[name]).amax(dim=0)[packed.tensors()["permutation"].long()]
+        assert (expected[1:] >= expected[:-1] - 1e-5).all(), name
+
+
 def test_activations_are_rounded_in_the_model_that_is_evaluated_and_in_the_one_that_is_loaded(tmp_path):
     windows = tiny.tokens()
     model, fresh = tiny.build(), tiny.build()

@@ -1,5 +1,7 @@
 """APTQ (reconstruction): bits by sensitivity over the whole model, and the Hessian of the attention's output."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,20 @@ def test_the_layer_that_ends_the_attention_keeps_its_ordinary_hessian():
     plain = seen[0][0].T @ seen[0][0]
     found = attention_hessians(view, seed=0)["self_attn.o_proj"]
     assert torch.allclose(found / found.trace(), plain / plain.trace(), atol=0.05)
+
+
+def test_samples_with_large_gradients_count_for_more():
+    view = view_of(samples=200)
+    # Keys of the second kind of sample hardly differ, so that its queries hardly matter.
+    kinds = view.hidden[:1], view.hidden[:1].mean(dim=1, keepdim=True) + 0.01 * torch.randn(1, 3, 4)
+    first, second = (kind.expand(100, 3, 4) for kind in kinds)
+    found = [
+        attention_hessians(replace(view, hidden=torch.cat(pair)), seed=0)["self_attn.q_proj"]
+        for pair in ((first, first), (first, second), (second, second))
+    ]
+    first, both, second = (hessian / hessian.norm() for hessian in found)
+    assert (both * first).sum() > 0.99
+    assert (both * second).sum() < 0.9
 
 
 def test_a_block_without_attention_has_no_attention_hessians():

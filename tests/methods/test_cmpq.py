@@ -30,6 +30,10 @@ def test_the_average_is_any_fraction_and_larger_activations_get_more(average):
     assert create_method("cmpq").nominal_bits(packed).weight == pytest.approx(average, abs=1 / 40)
 
 
+def test_at_a_whole_number_all_columns_have_as_many_bits():
+    assert channel_widths(torch.rand(576), 3.0).tolist() == [3] * 576
+
+
 def test_widths_at_the_upper_end_stay_in_range():
     assert channel_widths(torch.rand(5), 8.0).tolist() == [8] * 5
 

@@ -208,13 +208,16 @@ def test_static_groups_need_no_permutation():
     assert not torch.equal(packed.codes(), gptq(weight, statistics, static_groups=True).codes())
 
 
-def test_act_order_is_gptq_on_columns_in_that_order():
+@pytest.mark.parametrize("group_size", [64, -1])
+def test_act_order_is_gptq_on_columns_in_that_order(group_size):
     weight, statistics = layer()
-    packed = gptq(weight, statistics, act_order=True)
-    order = packed.permutation()
+    packed = gptq(weight, statistics, act_order=True, group_size=group_size)
+    order = gptq(weight, statistics, act_order=True).permutation()
     ordered = LayerStatistics.from_hessian(statistics.hessian[order][:, order])
-    by_hand = gptq(weight[:, order], ordered)
+    by_hand = gptq(weight[:, order], ordered, group_size=group_size)
     assert torch.equal(packed.decode()[:, order], by_hand.decode())
+    # A row that is one group is the same in any order: none is stored.
+    assert ("permutation" in packed.bytes_by_role()) == (group_size > 0)
 
 
 def test_act_order_helps_where_inputs_are_unequal():

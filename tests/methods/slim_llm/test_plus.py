@@ -62,6 +62,23 @@ def test_one_bit_groups_lose_their_mean_in_the_released_code_alone():
     assert torch.allclose(levels[1], torch.zeros_like(mean), atol=1e-6)
 
 
+def test_gradients_end_at_the_zero_point_in_the_released_code_alone():
+    from methods.slim_llm.plus import _ClippedWeight
+
+    # Ends -1.02 and 1, two bits: the zero point is 2 (1.515 rounded), and the largest weight is clipped to code 3.
+    weight, low, zero = torch.tensor([[-1.02, -0.9, 0.2, 1.0]]), -1.02, 1.02 * 3 / 2.02
+    gradients = []
+    for faithful in (False, True):
+        clipped = _ClippedWeight(weight, [2], 4, torch.float32, faithful=faithful)
+        clipped.rounded()[0, 3].backward()
+        gradients.append(clipped.logits.grad.flatten())
+    of_sigmoid = torch.sigmoid(torch.tensor(4.0)) * torch.sigmoid(torch.tensor(-4.0))
+    of_scale = of_sigmoid * torch.tensor([1.0, -low]) / 3  # for the logits of the upper and the lower end
+    # Decoded: (3 - zero) * scale. The zero point is -low / scale, and counts as such where gradients pass through it.
+    assert torch.allclose(gradients[1], (3 - 2) * of_scale, rtol=1e-4)
+    assert torch.allclose(gradients[0], (3 - 2 + zero) * of_scale + of_sigmoid * torch.tensor([0.0, low]), rtol=1e-4)
+
+
 def test_the_weight_that_was_learned_with_is_the_one_that_is_stored():
     """Rounding while learning and packing agree, but for constants that are rounded when stored."""
     from methods.slim_llm.plus import _ClippedWeight

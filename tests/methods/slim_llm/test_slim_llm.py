@@ -74,7 +74,7 @@ def test_parity_with_the_released_code(golden, case):
 # Allocation
 
 
-def plain_losses(weight, inputs, order, bits, rounding, reversed_kl):
+def plain_losses(weight, inputs, order, bits, rounding, bias, faithful):
     """The released way: the whole matrix anew for every sample and number of pairs."""
     losses = []
     for pairs in candidates(len(order)):
@@ -85,8 +85,9 @@ def plain_losses(weight, inputs, order, bits, rounding, reversed_kl):
             quantized[:, start : start + change.shape[1]] += change
         total = 0.0
         for x in inputs:
-            of_quantized, of_original = (torch.softmax(x @ w.T, dim=1) for w in (quantized, weight))
-            if reversed_kl:
+            of_original = torch.softmax(x @ weight.T + bias, dim=1)
+            of_quantized = torch.softmax(x @ quantized.T + (0 if faithful else bias), dim=1)
+            if faithful:
                 of_quantized, of_original = of_quantized.clamp(min=1e-6), of_original.clamp(min=1e-6)
                 total += float((of_quantized * (of_quantized / of_original).log()).sum())
             else:
@@ -96,15 +97,17 @@ def plain_losses(weight, inputs, order, bits, rounding, reversed_kl):
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-@pytest.mark.parametrize("reversed_kl", [False, True])
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("columns", [256, 272])  # 272: a narrower last group
-def test_the_incremental_evaluation_gives_the_losses_of_the_plain_one(bits, reversed_kl, columns):
+def test_the_incremental_evaluation_gives_the_losses_of_the_plain_one(bits, faithful, biased, columns):
     weight, statistics = layer(columns=columns)
+    bias = torch.randn(len(weight), generator=torch.Generator().manual_seed(2)) if biased else None
     order = ranking(torch.rand(-(-columns // 32), generator=torch.Generator().manual_seed(1)))
-    rounding = Rounding(32, torch.float32, around_zero=reversed_kl)
+    rounding = Rounding(32, torch.float32, around_zero=faithful)
     arguments = (weight, statistics.inputs, order, bits, rounding)
-    found = divergence_losses(*arguments, reversed_kl=reversed_kl)
-    plain = plain_losses(*arguments, reversed_kl)
+    found = divergence_losses(*arguments, bias=bias, faithful=faithful)
+    plain = plain_losses(*arguments, torch.zeros(len(weight)) if bias is None else bias, faithful)
     assert found == pytest.approx(plain, rel=1e-4)
     assert fewest(found) == fewest(plain)  # and with them the bits
     assert len(found) == columns // 64 - 1
