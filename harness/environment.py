@@ -27,6 +27,7 @@ _PACKAGES = (
     "scikit-learn",
     "safetensors",
     "pydantic",
+    "triton",
 )
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +46,22 @@ def environment_record() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpu_driver": _gpu_driver(),
     }
+
+
+def _gpu_driver() -> str | None:
+    """Version of the NVIDIA driver, which is one for all GPUs; None without a GPU or without NVML's package."""
+    if not torch.cuda.device_count():
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # NVML has exceptions of its own, in a package that may be missing
+        return None
+    return version.decode() if isinstance(version, bytes) else str(version)
 
 
 @cache
@@ -70,6 +86,12 @@ def code_fingerprint() -> str:
     for folder in ("metrics", "zeroshot"):
         files += (_ROOT / "harness" / folder).rglob("*.py")
     return _hash_files(files, quantization_fingerprint())
+
+
+@cache
+def runtime_fingerprint() -> str:
+    """The same over everything that decode and memory depend on: the runtime too, which no quality depends on."""
+    return _hash_files([*(_ROOT / "harness" / "runtime").rglob("*.py")], code_fingerprint())
 
 
 def _hash_files(files: list[Path], start: str = "") -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 # Part of every key: raise it when a change makes earlier results wrong or incomparable.
 SPEC_VERSION = 1
@@ -97,6 +97,17 @@ class RuntimeSpec(Spec):
     """Tokens generated after it, a round."""
     synthetic: bool = False
     """The model's shapes with random packed weights: time and memory do not depend on their values."""
+    conditions: dict[str, Any] | None = None
+    """Device, processor, threads and versions, where a record made under others is another run's; None in the plan of
+    a table, which is the same on all machines that share its runs."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`conditions` came later and is left out where it says nothing: old keys stay."""
+        content: dict[str, Any] = serialize(self)
+        if content.get("conditions") is None:
+            content.pop("conditions", None)
+        return content
 
 
 class DecodeSpec(RuntimeSpec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from importlib.resources import files
 from typing import Any
 
@@ -11,17 +12,21 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from harness.catalog import models as catalogue
 from harness.corpora import local_checksum, resolve_corpus
 from harness.devices import chosen_device
 from harness.engines import InProcess
+from harness.environment import package_versions
 from harness.experiments import load_profile
 from harness.models.source import fingerprint, resolve_model
 from harness.progress import TerminalReporter
+from harness.quantized_cache import run_conditions
 from harness.records import RecordStore
 from harness.runtime.architecture import catalogued
 from harness.runtime.runner import run_runtime
 from harness.spec import CalibrationSpec, DecodeSpec, EvaluationSpec, MemorySpec, MethodSpec, ModelSpec, RunSpec
 from harness.sweep import sweep
+from kernels.cpu.build import chosen
 from kernels.errors import InputError, did_you_mean
 from methods import create_method
 from methods.validation import validated
@@ -57,8 +62,10 @@ def run_command(metric: str, arguments: argparse.Namespace) -> int:
     for label, record in found.items():
         for arm, reason in record["metrics"][0].get("absent", {}).items():
             console.print(f"{label}, no arm {arm}: {reason}", markup=False)
-    for record in list(found.values())[:1]:
-        console.print(_machine(record), markup=False)
+    for line in _machines(found.values()):
+        console.print(line, markup=False)
+    for warning in outcome.warnings:
+        console.print(f"warning: {warning}", markup=False, style="yellow", soft_wrap=True)
     for line in outcome.errors.values():
         console.print(f"failed: {line}", markup=False, style="red")
     return 1 if outcome.failed else 0
@@ -75,10 +82,12 @@ def plan_runtime(metric: str, arguments: argparse.Namespace) -> dict[str, RunSpe
     else:
         source = resolve_model(arguments.model)
         family = source.family
-        content = fingerprint(source)[:16] if source.kind == "folder" else None
+        # As for tables: a name of the catalogue stands for fixed files; what lies in a folder or file may change.
+        fixed = source.name.lower() in catalogue() or source.kind == "hub"
+        content = None if fixed else fingerprint(source)[:16]
         values = {"name": source.name, "dtype": dtype, "device": device, "content": content}
         model = validated(ModelSpec, values, "model")
-    evaluation = _evaluation(metric, arguments)
+    evaluation = _evaluation(metric, arguments, _conditions(device))
     plan = {}
     for row in _chosen(arguments.methods):
         options = {key: family if (key, value) == ("preset", "family") else value for key, value in row.options.items()}
@@ -102,7 +111,14 @@ def _chosen(methods: list[str]) -> list[RuntimeRow]:
     return [row for row in rows if not methods or {row.method, row.label} & set(methods)]
 
 
-def _evaluation(metric: str, arguments: argparse.Namespace) -> EvaluationSpec:
+def _conditions(device: str) -> dict[str, Any]:
+    """What speed and memory depend on besides the options: where it differs, a finished record is of another run."""
+    decisive = {**run_conditions(device), "packages": package_versions(("torch", "triton"))}
+    # Kernels on a CPU are compiled for what SAGEBENCH_CPU asks for.
+    return {**decisive, "instruction_set": chosen()} if device == "cpu" else decisive
+
+
+def _evaluation(metric: str, arguments: argparse.Namespace, conditions: dict[str, Any]) -> EvaluationSpec:
     if arguments.band is not None and arguments.runtime != "banded":
         raise InputError(f"--band {arguments.band} is for --runtime banded, not {arguments.runtime}")
     values = {
@@ -112,6 +128,7 @@ def _evaluation(metric: str, arguments: argparse.Namespace) -> EvaluationSpec:
         "prompt": arguments.prompt,
         "tokens": arguments.tokens,
         "synthetic": arguments.synthetic is not None,
+        "conditions": conditions,
     }
     if metric == "memory":
         return validated(MemorySpec, values, "memory")
@@ -164,9 +181,17 @@ def _memory_table(records: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _machine(record: dict[str, Any]) -> str:
-    entry = record["metrics"][0]
-    line = f"{entry['device']}, {entry['dtype']}, {entry['dataset']}"
-    if "copy_gb_s" in entry:
-        line += f", {entry['threads']} threads; measured copy {entry['copy_gb_s']:.1f} GB/s"
-    return line
+def _machines(records: Iterable[dict[str, Any]]) -> list[str]:
+    """What the records were measured on, a line each; copies are measured anew for every record."""
+    copies: dict[str, list[float]] = {}
+    for record in records:
+        entry = record["metrics"][0]
+        line = f"{entry['device']}, {entry['dtype']}, {entry['dataset']}"
+        if "copy_gb_s" in entry:
+            line += f", {entry['threads']} threads; measured copy"
+        copies.setdefault(line, []).extend([entry["copy_gb_s"]] if "copy_gb_s" in entry else [])
+    return [f"{line} {_range(rates)} GB/s" if rates else line for line, rates in copies.items()]
+
+
+def _range(values: list[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,8 @@ _FURTHEST = 8
 _CACHE_STEP = 64
 # Token ids of the prompt are below this; every model has more.
 _VOCABULARY = 1000
+# What the dense arm needs over its weights: the cache, activations, and what an allocator loses between tensors.
+_HEADROOM = 1.1
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,13 @@ def measure_decode(spec: DecodeSpec, subject: Subject, phases: Phases, progress:
         correctness["relative_error"] = _gate(subject, packed, bands, spec.batch)
         used = kernels_used(packed.blocks[0].products)
         _add_arms(arms, absent, "packed", packed, spec, prompt, bands)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what packing took counts as used until then
-    needed, free = _dense_bytes(subject, packed), available_memory(str(device))
+    _let_go(device)
+    needed, free = _HEADROOM * _dense_bytes(subject, packed), available_memory(str(device))
     if arms and needed > free:
         absent["dense"] = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     else:
-        with phases.measure("build"):
-            dense = subject.weights(dense_products(device, subject.dtype))
-        _add_arms(arms, absent, "dense", dense, spec, prompt, None)
+        _add_dense(arms, absent, subject, spec, prompt, phases)
+        _let_go(device)
     with phases.measure("decode"):
         found = interleaved(arms, spec.rounds, bandwidth.copy_gb_s, progress)
     main = next(name for name in ("packed", "packed-eager", "dense", "dense-eager") if name in found)
@@ -107,11 +108,13 @@ def measure_memory(spec: MemorySpec, subject: Subject, phases: Phases) -> Memory
     device = subject.device
     own = Phases(str(device))
     bands: Bands | None = None
+    _let_go(device)
     with own.measure("load"):
         if spec.runtime == "dense" or subject.unquantized:
             weights = subject.weights(dense_products(device, subject.dtype))
         else:
             weights, bands = _packed_weights(spec, subject)
+    _let_go(device)
     stepper = Stepper(_decoder(weights, spec, bands), _prompt(spec, subject), spec.tokens - 1)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
     with own.measure("prefill"):
@@ -147,6 +150,13 @@ def measure_memory(spec: MemorySpec, subject: Subject, phases: Phases) -> Memory
         activation_bytes=None if before is None or peak is None else peak - before,
         phases=own.measured,
     )
+
+
+def _let_go(device: torch.device) -> None:
+    """Give back what is gone: until then an allocator keeps it, and NVML and the free memory count it as used."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def dense_products(device: torch.device, dtype: torch.dtype) -> MakeProduct:
@@ -196,7 +206,7 @@ def _gate(subject: Subject, weights: Weights, bands: Bands | None, vectors: int)
     for name, parts in subject.layer.items():
         product = weights.blocks[0].products[name]
         inputs = torch.randn(vectors, parts[0].shape[1]).to(subject.dtype)
-        exact = torch.cat([_exact(inputs, weight) for weight in parts], dim=1)
+        exact = torch.cat([_exact(inputs, weight.to(subject.device)) for weight in parts], dim=1)
         bias = getattr(product, "bias", None)
         if bias is not None:
             exact = exact + bias.double().cpu()
@@ -236,11 +246,36 @@ def _add_arms(
         try:
             arms[name] = Stepper(_decoder(weights, spec, bands), prompt, spec.tokens - 1, graph=cuda)
         except RuntimeError as error:
-            if not cuda:
+            # Without a graph it would take as much as soon as it ran, and the other arms' times would be lost with it.
+            lost = isinstance(error, torch.OutOfMemoryError) and bool(arms)
+            if not cuda or lost:
                 raise
             absent[name] = f"not captured in a graph: {str(error).splitlines()[0]}"
     if cuda:
         arms[f"{name}-eager"] = Stepper(_decoder(weights, spec, bands), prompt, spec.tokens - 1)
+
+
+def _add_dense(
+    arms: dict[str, Stepper],
+    absent: dict[str, str],
+    subject: Subject,
+    spec: DecodeSpec,
+    prompt: torch.Tensor,
+    phases: Phases,
+) -> None:
+    """The dense arms beside the packed ones. If memory gives out, nothing of them is left and `absent` says why: what
+    they are compared with is worth a record. Raises torch.OutOfMemoryError where there is nothing else."""
+    before = dict(arms)
+    try:
+        with phases.measure("build"):
+            dense = subject.weights(dense_products(subject.device, subject.dtype))
+        _add_arms(arms, absent, "dense", dense, spec, prompt, None)
+    except torch.OutOfMemoryError as error:
+        if not before:
+            raise
+        for name in arms.keys() - before.keys():
+            del arms[name]
+        absent["dense"] = f"does not fit: {str(error).splitlines()[0]}"
 
 
 def _decoder(weights: Weights, spec: RuntimeSpec, bands: Bands | None) -> Decoder:
@@ -255,9 +290,12 @@ def _prompt(spec: RuntimeSpec, subject: Subject) -> torch.Tensor:
 
 
 def _band_times(bands: Bands, stepper: Stepper, times: ArmTimes, bandwidth: Bandwidth) -> BandTimes:
-    """The copy of a layer at the measured rate of the bus, and a band's computation without copies."""
+    """The copy of a layer at the measured rate of the bus, and a band's computation without copies: in a graph, which
+    a step that copies nothing allows, or it would be the host's time for the launches of a band."""
     bands.frozen = True
-    alone = stepper.run()
+    still = _captured(stepper)
+    still.run()  # the first replay does not count
+    alone = still.run()
     bands.frozen = False
     layers = len(stepper.decoder.weights.blocks)
     rate = bandwidth.host_to_device_gb_s or bandwidth.copy_gb_s
@@ -269,6 +307,14 @@ def _band_times(bands: Bands, stepper: Stepper, times: ArmTimes, bandwidth: Band
         host_bytes=bands.host_bytes,
         host_to_device_gb_s=rate,
     )
+
+
+def _captured(stepper: Stepper) -> Stepper:
+    """`stepper` with its step in a graph, or as it is where that cannot be captured."""
+    try:
+        return stepper.captured()
+    except RuntimeError:
+        return stepper
 
 
 def _other_bytes(weights: Weights) -> int:

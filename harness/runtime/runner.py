@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from harness.environment import environment_record
+from harness.environment import environment_record, runtime_fingerprint
+from harness.evaluations import check_model
 from harness.ledger import build_ledger
 from harness.metrics.phases import Phases
+from harness.models.blocks import model_linears
 from harness.models.load import DTYPES, LoadedModel, load_model
 from harness.models.placement import Placement
 from harness.quantize import check_shapes
@@ -36,7 +38,10 @@ from methods import QuantizationMethod, create_method
 class _Source:
     """Where weights come from. architecture: their shape. layer: the packed weights of block 0, by the names of
     `Architecture.linears`. weights: of a whole model, with products that `make` makes. ledger, described, quantization:
-    for the record. payload: stored bytes of all packed weights."""
+    for the record.
+
+    Packed weights lie in host memory, of which products on a device are made: there is nothing beside them there that a
+    deployment would not hold, and one source serves all evaluations of a run."""
 
     architecture: Architecture
     layer: dict[str, PackedWeight]
@@ -89,7 +94,7 @@ def run_runtime(
             metrics.append(measure_memory(part, subject, phases).as_record())
     return {
         "spec": spec.model_dump(mode="json"),
-        "environment": environment_record(),
+        "environment": {**environment_record(), "runtime_code": runtime_fingerprint()},
         "model": source.described,
         "method": {
             "name": method.name,
@@ -128,6 +133,7 @@ def _fused(source: _Source) -> dict[str, list[PackedWeight]]:
 
 def _real(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh: bool, progress: Progress) -> _Source:
     loaded: LoadedModel = load_model(spec.model.name, spec.model.dtype, spec.model.device)
+    check_model(spec, loaded)
     architecture = of_config(loaded.model.config)  # before anything long: are its blocks known?
     if loaded.placement.name != Placement.name:
         raise InputError(
@@ -137,24 +143,26 @@ def _real(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh: bool
     calibration = calibration_text(spec, method, loaded)
     quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress)
     dtype = DTYPES[spec.model.dtype]
+    ledger = build_ledger(loaded.model, quantized, origin["file_bytes"])
+    packed = quantized.packed
+    _let_go_of_dense(loaded.model)
 
     def weights(make: MakeProduct, made: BlockMade = nothing_more) -> Weights:
-        return model_weights(loaded.model, quantized.packed, dtype, make, made)
+        return model_weights(loaded.model, packed, dtype, make, made)
 
-    return _Source(
-        architecture,
-        layer_of(loaded.model, quantized.packed),
-        weights,
-        build_ledger(loaded.model, quantized, origin["file_bytes"]),
-        loaded.as_record(),
-        origin,
-    )
+    return _Source(architecture, layer_of(loaded.model, packed), weights, ledger, loaded.as_record(), origin)
+
+
+def _let_go_of_dense(model: Any) -> None:
+    """Products are made of packed weights; of the model itself embeddings, norms, biases and head are read."""
+    for linear in model_linears(model).values():
+        linear.weight.data = linear.weight.new_empty(0)
 
 
 def _synthetic(spec: RunSpec, method: QuantizationMethod, phases: Phases, fresh: bool, progress: Progress) -> _Source:
     architecture = catalogued(spec.model.name)
     device, dtype = torch.device(spec.model.device), DTYPES[spec.model.dtype]
-    layer = synthetic_layer(architecture, method, device)
+    layer = {name: weight.to("cpu") for name, weight in synthetic_layer(architecture, method, device).items()}
 
     def weights(make: MakeProduct, made: BlockMade = nothing_more) -> Weights:
         return synthetic_weights(architecture, layer, device, dtype, make, made)

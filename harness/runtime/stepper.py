@@ -40,6 +40,11 @@ class Stepper:
         if graph:
             self._capture()
 
+    def captured(self) -> Stepper:
+        """The same on the same decoder with the step in a graph (CUDA): of the two only one may run at a time. Raises
+        RuntimeError if the step cannot be captured."""
+        return Stepper(self.decoder, self._prompt, self._steps, graph=True)
+
     def run(self) -> Round:
         """One round: prefill, then the steps, each timed."""
         prefill = self.prefill()

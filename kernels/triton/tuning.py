@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import triton
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels.atomic import write_text
@@ -60,7 +61,9 @@ def tune(
 ) -> Launch:
     """Find the fastest splits and then, if staged, the fastest pipeline for them, and keep the choice.
 
-    milliseconds: times the product as it is now chosen. A candidate that needs more than the device has is no choice.
+    milliseconds: times the product as it is now chosen. A candidate that needs more than the device has, or that this
+    version of the compiler fails on, is no choice; the last one's error is raised if none is left. Errors of the device
+    itself are raised at once: after one of them every later time may be wrong.
     """
     known = _stored(device)
     if key in known:
@@ -73,7 +76,12 @@ def tune(
         _measured[key] = candidate
         try:
             times[candidate] = milliseconds()
-        except (OutOfResources, PTXASError) as error:
+        except (OutOfResources, PTXASError, CompilationError) as error:
+            refused = error
+        except RuntimeError as error:
+            if _is_of_the_device(error):
+                del _measured[key]
+                raise
             refused = error
 
     for splits in split_candidates(tiles):
@@ -90,6 +98,12 @@ def tune(
     content = {name: asdict(launch) for name, launch in sorted(known.items())}
     write_text(_file(device), json.dumps(content, indent=1) + "\n")
     return best
+
+
+def _is_of_the_device(error: RuntimeError) -> bool:
+    """Whether CUDA raised it, by torch ("CUDA error: ...", "CUDA out of memory") or by triton ("Triton Error [CUDA]");
+    the passes of triton's compiler raise RuntimeError as well, with no class of its own."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA" in str(error)
 
 
 def split_candidates(tiles: int) -> list[int]:

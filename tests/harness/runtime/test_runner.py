@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretended_device import on_device
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 
 from harness.catalog import ShapeEntry
 from harness.cli import main
+from harness.metrics.phases import Phases
+from harness.models.blocks import model_linears
+from harness.models.load import load_model
 from harness.records import RecordStore
-from harness.runtime import architecture, measure, products
+from harness.runtime import architecture, measure, products, runner
 from harness.runtime.runner import run_runtime
 from harness.runtime.synthetic import synthetic_layer
 from harness.spec import DecodeSpec, MemorySpec, MethodSpec, ModelSpec, RunSpec
@@ -149,6 +153,77 @@ def test_a_model_of_ones_own_is_quantized_and_decoded(model_folder, tmp_path, mo
     assert all(record["metrics"][0]["correctness"]["relative_error"] <= 1e-5 for record in records)
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().out
+
+
+def source_of(run, pretended_cuda, made):
+    with pretended_cuda:
+        method = create_method(run.method.name, **run.method.options)
+        return made(run, method, Phases("cuda"), False, lambda done, total, what: None)
+
+
+def test_what_random_weights_are_made_of_does_not_stay_on_the_device(small_shapes, pretended_cuda, monkeypatch):
+    def drawn(shapes, method, device):  # no generator draws on a pretended device
+        found = synthetic_layer(shapes, method, torch.device("cpu"))
+        return {name: weight.to(device) for name, weight in found.items()}
+
+    monkeypatch.setattr(runner, "synthetic_layer", drawn)
+    run = spec("small-llama")
+    run = run.model_copy(update={"model": run.model.model_copy(update={"device": "cuda"})})
+    source = source_of(run, pretended_cuda, runner._synthetic)
+    assert not any(on_device(tensor) for weight in source.layer.values() for tensor in weight.tensors().values())
+
+
+@pytest.mark.parametrize("method", ["fp16", "rtn"])
+def test_the_model_that_was_quantized_does_not_stay_beside_its_packed_weights(
+    method, tiny_folder, pretended_cuda, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr(runner, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[0])
+    options = {"bits": 3, "group_size": 32} if method == "rtn" else {}
+    run = RunSpec(
+        model=ModelSpec(name=str(tiny_folder), dtype="float16", device="cuda"),
+        method=MethodSpec(name=method, options=options),
+        calibration=None,
+        evaluations=(MemorySpec(**SMALL),),
+    )
+    source = source_of(run, pretended_cuda, runner._real)
+    model = loaded[0].model
+    assert all(linear.weight.numel() == 0 for linear in model_linears(model).values())
+    assert on_device(model.get_input_embeddings().weight)
+    assert not any(on_device(tensor) for weight in source.layer.values() for tensor in weight.tensors().values())
+    assert source.ledger["resident_bytes"]["evaluated_dense"] > source.ledger["total_bytes"] // 2
+    with pretended_cuda:
+        dense = measure.dense_products(torch.device("cuda"), torch.float16)
+        for _ in range(2):  # several evaluations of a run share the source
+            made = source.weights(dense)
+            assert all(on_device(product.weight) for block in made.blocks for product in block.products.values())
+
+
+def test_speed_and_memory_of_one_run_are_measured_on_the_same_weights(tiny_folder, monkeypatch):
+    monkeypatch.setattr(measure, "measure_bandwidth", lambda device: measure.Bandwidth(10.0, None))
+    monkeypatch.setattr(measure, "_VOCABULARY", tiny.VOCABULARY)
+    run = RunSpec(
+        model=ModelSpec(name=str(tiny_folder), dtype="bfloat16"),
+        method=MethodSpec(name="rtn", options={"bits": 3, "group_size": 32}),
+        calibration=None,
+        evaluations=(DecodeSpec(rounds=1, **SMALL), MemorySpec(**SMALL), MemorySpec(runtime="dense", **SMALL)),
+    )
+    record = run_runtime(run)
+    speed, packed, dense = record["metrics"]
+    assert speed["correctness"]["relative_error"] <= 1e-2
+    assert packed["ledger_bytes"] == record["ledger"]["payload_bytes"]
+    assert dense["linear_bytes"] == packed["dense_bytes"] == 2 * record["ledger"]["weights"]
+
+
+def test_a_model_that_changed_after_planning_is_refused(tiny_folder):
+    run = RunSpec(
+        model=ModelSpec(name=str(tiny_folder), dtype="bfloat16", content="0" * 16),
+        method=MethodSpec(name="fp16"),
+        calibration=None,
+        evaluations=(MemorySpec(**SMALL),),
+    )
+    with pytest.raises(InputError, match="planned with 0000000000000000"):
+        run_runtime(run)
 
 
 def test_too_long_a_generation_is_refused(model_folder, tmp_path, capsys):

@@ -27,6 +27,12 @@ POINTERS = {
 FLOATS = ("step", "base")
 
 
+def warps(kernel, constants):
+    """Of a program, as launch.py and trellis.py ask for them."""
+    two = kernel is kernels.reduce_kernel or (kernel is kernels.dot_kernel and constants["KIND"] == kernels.FOUR.value)
+    return 2 if two else 1
+
+
 def compile_kernel(kernel, target, constants, types):
     """Compile `kernel` for compute capability `target`. types: of arguments that are not in POINTERS."""
     signature = {}
@@ -41,7 +47,7 @@ def compile_kernel(kernel, target, constants, types):
         if signature[name].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": 2 if constants.get("KIND") == 2 else 1, "num_stages": 2}
+    options = {"num_warps": warps(kernel, constants), "num_stages": 2}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 

@@ -8,12 +8,16 @@ import torch
 
 pytest.importorskip("triton")
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+import compile_kernels
 import examples
+from triton.compiler.errors import CompilationError
 
 from kernels.triton import launch, tuning
 from kernels.triton.tuning import Launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", None)  # torch before 2.8 has none
 # Odd sizes, partial groups and blocks, rows of SmolLM2 and LLaMA, grouped queries; few weights, the interpreter is slow
 SHAPES = {
     "codebook-4": [(17, 130), (70, 576), (5, 11008)],
@@ -232,6 +236,84 @@ def test_tuning_passes_over_what_the_device_has_no_room_for(tuner):
     assert tune(times) == Launch(9, 1) == chosen()
     with pytest.raises(tuning.OutOfResources):
         tuning.tune("another", 1, lambda: times(Launch(1, 1)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CompilationError("def kernel(): ...", None, "no"),
+        RuntimeError("PassManager::run failed"),
+        tuning.PTXASError("no"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_tuning_passes_over_what_does_not_compile(tuner, error):
+    tune, chosen = tuner
+
+    def times(launch):
+        if launch.splits != 2:
+            raise error
+        return launch.stages
+
+    assert tune(times) == Launch(2, 1) == chosen()
+    with pytest.raises(type(error)):
+        tuning.tune("another", 1, lambda: times(Launch(1, 1)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *([] if ACCELERATOR_ERROR is None else [ACCELERATOR_ERROR("an illegal memory access was encountered")]),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+    ids=lambda error: f"{type(error).__name__} {error}"[:30],
+)
+def test_an_error_of_the_device_ends_tuning(tuner, error):
+    tune, chosen = tuner
+    before, tried = chosen(), []
+
+    def times(launch):
+        tried.append(launch)
+        if len(tried) == 2:
+            raise error
+        return 1.0
+
+    with pytest.raises(type(error)):
+        tune(times)
+    assert len(tried) == 2
+    assert chosen() == before  # nothing is kept of it
+
+
+class Recorded:
+    """A kernel that notes how it is launched: its name, its constants, its warps."""
+
+    def __init__(self, kernel, seen):
+        self._kernel, self._seen = kernel, seen
+
+    def __getitem__(self, grid):
+        def run(*arguments, num_warps, **options):
+            self._seen.append((self._kernel, options, num_warps))
+            return self._kernel[grid](*arguments, num_warps=num_warps, **options)
+
+        return run
+
+
+def test_kernels_are_compiled_in_tests_with_the_warps_that_they_are_launched_with(monkeypatch):
+    seen = []
+    names = ("table_kernel", "dot_kernel", "reduce_kernel", "decode_kernel", "scatter_kernel")
+    originals = [getattr(launch.kernels, name) for name in names]
+    for name, kernel in zip(names, originals, strict=True):
+        monkeypatch.setattr(launch.kernels, name, Recorded(kernel, seen))
+    for layout in ("codebook-4", "uniform-4-g128", "residual-100"):
+        matrix = gpu_matrix(examples.make(layout, (17, 300)))
+        matrix.multiply(torch.randn(1, 300, dtype=torch.float16).to(DEVICE))
+        matrix.decode(torch.float16)
+    monkeypatch.undo()
+    assert {id(kernel) for kernel, _, _ in seen} == {id(kernel) for kernel in originals}
+    for kernel, constants, asked in seen:
+        assert compile_kernels.warps(kernel, constants) == asked, constants
 
 
 def test_no_split_is_empty():
