@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,21 +45,29 @@ def cache_limit(default_gb: float) -> float:
     return limit
 
 
-def prune(keep: Path, marker: str, limit: float) -> None:
-    """Remove the folders beside `keep` that were used longest ago until all of them take `limit` bytes at most.
+# An unfinished entry that changed within so many seconds may be in another process's hands.
+_IN_THE_MAKING = 86400.0
 
-    marker: the file of an entry whose time of change is that of its last use.
+
+def prune(keep: Sequence[Path], marker: str, limit: float) -> None:
+    """Remove folders beside those in `keep` until all of them take `limit` bytes at most, or none is left to remove.
+
+    Those that were used longest ago go first; one that another process may be making stays. marker: the file that a
+    finished entry has, whose time of change is that of its last use.
     """
-    entries = sorted(
-        (folder for folder in keep.parent.iterdir() if folder != keep and folder.is_dir()),
-        key=lambda folder: _last_used(folder / marker),
-        reverse=True,
-    )
-    used = _size(keep)
-    for folder in entries:
-        used += _size(folder)
+    others = [folder for folder in keep[0].parent.iterdir() if folder not in keep and folder.is_dir()]
+    making = [folder for folder in others if _in_the_making(folder / marker)]
+    used = sum(folder_bytes(folder) for folder in (*keep, *making))
+    for folder in sorted(set(others) - set(making), key=lambda folder: _last_used(folder / marker), reverse=True):
+        used += folder_bytes(folder)
         if used > limit:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_the_making(marker: Path) -> bool:
+    # One that is whole still has the name of a scratch folder (`atomic_folder`) until it is synced.
+    unfinished = not marker.is_file() or marker.parent.suffix == ".part"
+    return unfinished and time.time() - _last_used(marker) < _IN_THE_MAKING
 
 
 def _last_used(marker: Path) -> float:
@@ -68,7 +78,8 @@ def _last_used(marker: Path) -> float:
     return 0.0
 
 
-def _size(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Of the files in `folder`, as long as they are there."""
     total = 0
     for file in folder.glob("*"):
         with suppress(OSError):  # another process may be pruning too

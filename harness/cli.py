@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a run failed; 2 bad input, said in one line on stderr; 130
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 from harness.checkpoint import commands as checkpoint
 from harness.paper_items import experiment_of, experiments_of_paper
 from kernels.errors import InputError, is_disk_full
+
+# A file or folder that the user named, and that cannot be what it should be.
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +57,7 @@ def check_regression(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", type=Path, default=Path("results/baselines/smollm2.json"), help="(results/baselines/smollm2.json)"
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods")
+    parser.add_argument("--methods", nargs="+", action="extend", default=[], metavar="X", help="only these methods")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML too")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="measure N methods at the same time (1)")
     renew = parser.add_mutually_exclusive_group()
@@ -67,6 +71,7 @@ def _check_regression(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness import regression
+    from harness.preflight import check_file
     from harness.report.regression import show_checks, write_junit
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -76,6 +81,11 @@ def _check_regression(arguments: argparse.Namespace) -> int:
         raise InputError(f"--workers {arguments.workers}: must be at least 1")
     if arguments.workers > 1 and (arguments.update or arguments.widen):
         raise InputError("--workers is for comparing; a baseline is measured by one process")
+
+    if arguments.junit is not None:
+        check_file(arguments.junit)
+    if arguments.update or arguments.widen:
+        check_file(arguments.baseline)
 
     def watch(name: str) -> None:
         console.print(f"{'measuring' if arguments.workers == 1 else 'measured'} {name}", markup=False)
@@ -127,7 +137,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--experiment", metavar="NAME|FILE", help="an experiment by name, or a YAML file")
     parser.add_argument("--model", action="append", default=[], metavar="M", help="model to run; may be repeated")
     parser.add_argument(
-        "--methods", nargs="+", default=[], metavar="X",
+        "--methods", nargs="+", action="extend", default=[], metavar="X",
         help='only rows of these methods; "sage-ptq n_lut 3" is the row of that setting alone',
     )  # fmt: skip
     parser.add_argument(
@@ -136,9 +146,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B,B",
         help="stored bits per weight, for experiments with a row for each (front)",
     )
-    parser.add_argument("--corpus", nargs="+", default=[], metavar="C", help="evaluate on these corpora or text files")
+    parser.add_argument(
+        "--corpus", nargs="+", action="extend", default=[], metavar="C", help="evaluate on these corpora or text files"
+    )
     parser.add_argument("--windows", type=int, metavar="N", help="evaluate on the first N windows")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="T", help="only these zero-shot tasks")
+    parser.add_argument(
+        "--tasks", nargs="+", action="extend", default=[], metavar="T", help="only these zero-shot tasks"
+    )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="score the first N examples of each zero-shot task; 0 for all"
     )
@@ -191,7 +205,9 @@ def _add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--synthetic", metavar="M", help="a model's shapes with random packed weights, such as llama-2-7b"
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="X", help="only these methods or rows")
+    parser.add_argument(
+        "--methods", nargs="+", action="extend", default=[], metavar="X", help="only these methods or rows"
+    )
     parser.add_argument(
         "--runtime", choices=["resident", "banded", "dense"], default="resident",
         help="all packed weights on the device (default), codes in host memory, or weights decoded once",
@@ -215,8 +231,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             _check_seed(arguments.seed)
         return checkpoint.run_command(arguments)
     if arguments.verb in ("decode", "memory"):
+        from harness.preflight import check_output
+        from harness.records import RecordStore
         from harness.runtime.command import run_command
 
+        check_output(arguments.out, RecordStore(arguments.out / "runs"))
         return run_command(arguments.verb, arguments)
     if arguments.verb == "list":
         from harness.listing import show
@@ -274,11 +293,13 @@ def _guarded(command) -> int:  # type: ignore[no-untyped-def]
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            said = f"no disk space left ({error.filename or 'unknown file'}); finished runs are kept"
+        elif error.filename is not None and error.errno in _UNUSABLE:
+            said = f"{error.filename}: {error.strerror}; it cannot be used here"
+        else:
             raise
-        print(
-            f"error: no disk space left ({error.filename or 'unknown file'}); finished runs are kept", file=sys.stderr
-        )
+        print(f"error: {said}", file=sys.stderr)
         return 2
 
 

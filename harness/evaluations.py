@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from harness.metrics.divergence import divergence
 from harness.metrics.perplexity import cut_windows, perplexity
 from harness.models.load import LoadedModel, load_model
 from harness.reference import Reference, build_reference, load_reference, reference_key
-from harness.spec import DivergenceSpec, ModelSpec, PerplexitySpec, QualitySpec, ZeroShotSpec
+from harness.spec import DivergenceSpec, ModelSpec, PerplexitySpec, QualitySpec, RunSpec, ZeroShotSpec
 from harness.zeroshot.tasks import TaskData, task_data
 from kernels.errors import InputError
 
@@ -53,7 +53,9 @@ class Prepared:
 def prepare(evaluation: QualitySpec, loaded: LoadedModel) -> Prepared:
     """Raises InputError for a text or documents that are missing, damaged or too short."""
     if isinstance(evaluation, ZeroShotSpec):
-        return Prepared(evaluation, data=task_data(evaluation.task, evaluation.source))
+        data = task_data(evaluation.task, evaluation.source)
+        _check_content(f"task {evaluation.task!r}: its file", data.sha256, evaluation.content)
+        return Prepared(evaluation, data=data)
     text = load_text(evaluation.corpus, evaluation.split, evaluation.content)
     ids = tokenize(text, loaded.tokenizer)
     check_vocabulary(ids, loaded)
@@ -62,6 +64,26 @@ def prepare(evaluation: QualitySpec, loaded: LoadedModel) -> Prepared:
     except InputError as error:
         raise InputError(f"corpus {text.corpus!r} ({text.split}): {error}") from None
     return Prepared(evaluation, text=text, ids=ids)
+
+
+def check_model(spec: RunSpec, loaded: LoadedModel) -> None:
+    """Raise InputError if the model is not the one that `spec` was planned with, or has too few positions for it."""
+    _check_content(f"model {spec.model.name!r}: what is there", loaded.sha256, spec.model.content)
+    # Beyond its positions a model fails, or its numbers mean nothing.
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    parts = (*spec.quality, spec.calibration)
+    asked = [part.context for part in parts if part is not None and not isinstance(part, ZeroShotSpec)]
+    if positions is not None and max(asked, default=0) > positions:
+        raise InputError(
+            f"context {max(asked)} is longer than the {positions} positions of model {spec.model.name!r}; "
+            f"use --context {positions} or less"
+        )
+
+
+def _check_content(what: str, found: str | None, planned: str | None) -> None:
+    """A run's key holds the checksum (16 digits) it was planned with: under it nothing else may be measured."""
+    if planned is not None and (found or "")[:16] != planned:
+        raise InputError(f"{what} has sha256 {(found or '')[:16]}..., planned with {planned}...; run the command again")
 
 
 def check_vocabulary(ids: Tensor, loaded: LoadedModel) -> None:
@@ -74,14 +96,16 @@ def check_vocabulary(ids: Tensor, loaded: LoadedModel) -> None:
         )
 
 
-def make_reference(prepared: Prepared, model: ModelSpec, loaded: LoadedModel, progress: Steps) -> None:
+def make_reference(
+    prepared: Prepared, model: ModelSpec, loaded: LoadedModel, progress: Steps, beside: Sequence[str] = ()
+) -> str:
     """What divergence is measured from: kept from earlier, or made now by the model that is not quantized yet.
 
+    Returns its key. beside: keys of the run's other references.
     If the reference has another dtype than the run, the model is loaded a second time; for that while both are there.
     """
     spec, text, ids = prepared.spec, prepared.text, prepared.ids
-    if not isinstance(spec, DivergenceSpec) or text is None or ids is None:
-        return
+    assert isinstance(spec, DivergenceSpec) and text is not None and ids is not None
     windows = cut_windows(ids, spec.context, spec.windows)
     key = reference_key(
         model=loaded.sha256,
@@ -95,14 +119,15 @@ def make_reference(prepared: Prepared, model: ModelSpec, loaded: LoadedModel, pr
     )
     prepared.reference = load_reference(key)
     if prepared.reference is not None:
-        return
+        return key
     same = spec.reference_dtype == model.dtype
     unquantized = loaded if same else load_model(
         model.name, spec.reference_dtype, model.device, reparameterized=model.reparameterize, seed=model.seed
     )  # fmt: skip
-    prepared.reference = build_reference(key, unquantized.model, windows, progress)
+    prepared.reference = build_reference(key, unquantized.model, windows, progress, beside)
     del unquantized
     gc.collect()
+    return key
 
 
 def measure(prepared: Prepared, loaded: LoadedModel, weights: str, progress: Steps, *, fresh: bool) -> dict[str, Any]:

@@ -34,11 +34,26 @@ def check_output(out: Path, store: RecordStore) -> None:
     cache_folder()
 
 
-def check_methods(plan: Plan, store: RecordStore) -> None:
-    """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens."""
+def check_file(file: Path) -> None:
+    """Raise InputError now if `file` could not be written in an hour."""
+    if file.is_dir():
+        raise InputError(f"{file} cannot be written (it is a folder)")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror})") from error
+
+
+def check_methods(plan: Plan, store: RecordStore, *, fresh: bool = False) -> None:
+    """Raise InputError if a planned method does not suit a layer of its model, or calibrates on too few tokens.
+
+    fresh: finished runs are repeated.
+    """
     for spec in plan.runs:
         synthetic = any(getattr(part, "synthetic", False) for part in spec.evaluations)
-        if store.load(spec.key) is None and spec.method.name != STORED and not synthetic:
+        wanted = fresh or store.load(spec.key) is None
+        if wanted and spec.method.name != STORED and not synthetic:
             check_method(spec)
 
 
@@ -59,16 +74,19 @@ def check_method(spec: RunSpec) -> None:
         check_sample_size(spec.calibration.samples, spec.calibration.context, widest)
 
 
-def check_memory(plan: Plan, store: RecordStore, *, asked_for: bool, force: bool, at_once: int = 1) -> None:
+def check_memory(
+    plan: Plan, store: RecordStore, *, asked_for: bool, force: bool, at_once: int = 1, fresh: bool = False
+) -> None:
     """Take runs that cannot fit in memory out of `plan`; their rows say why.
 
     asked_for: the user named the models; then the first that does not fit raises InputError instead. force: neither.
-    at_once: runs that share host memory.
+    at_once: runs that share host memory. fresh: finished runs are repeated.
     """
     if force:
         return
     for spec in list(plan.runs):
-        needs = None if store.load(spec.key) is not None else lacking_memory(spec, at_once)
+        finished = not fresh and store.load(spec.key) is not None
+        needs = None if finished else lacking_memory(spec, at_once)
         if needs is None:
             continue
         if asked_for:

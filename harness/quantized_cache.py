@@ -58,7 +58,8 @@ class QuantizedEntry:
         self._since = time.perf_counter()
 
     def load(self) -> tuple[QuantizedModel, dict[str, Any], int] | None:
-        """The finished weights, their phases and the bytes of their files, or None. A damaged entry is dropped."""
+        """The finished weights, their phases and the bytes of their packed files, or None. A damaged entry is
+        dropped."""
         marker = self.folder / "quantized.json"
         if not marker.is_file():
             return None
@@ -121,12 +122,15 @@ class QuantizedEntry:
         return QuantizedModel({**block.packed, **load_packed(weights)}, block.layers, block.folded)
 
     def finish(self, phases: dict[str, Any]) -> int:
-        """Mark the entry as finished; returns the bytes of its weight files."""
+        """Mark the entry as finished; returns the bytes of its files of packed weights.
+
+        Folded parameters are not among them: they are unquantized ones of the model, changed, and counted as such.
+        """
         blocks = self._blocks
-        size = sum(file.stat().st_size for index in range(blocks) for file in self._files(index) if file.is_file())
+        size = sum(self._files(index)[0].stat().st_size for index in range(blocks))
         write_text(self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size}))
         (self.folder / "stream.safetensors").unlink(missing_ok=True)
-        prune(self.folder, "quantized.json", cache_limit(_DEFAULT_GB))
+        prune([self.folder], "quantized.json", cache_limit(_DEFAULT_GB))
         return size
 
     def clear(self) -> None:
@@ -194,12 +198,12 @@ def entry_folder(key: str) -> Path:
 
 
 def load_quantized(key: str) -> tuple[QuantizedModel, dict[str, Any], int] | None:
-    """The finished weights of `key`, their phases and the bytes of their files, or None."""
+    """The finished weights of `key`, their phases and the bytes of their packed files, or None."""
     return QuantizedEntry(key).load()
 
 
 def save_quantized(key: str, quantized: QuantizedModel, phases: dict[str, Any]) -> int:
-    """Keep `quantized`, made elsewhere, under `key` as one piece; returns the size of its files in bytes."""
+    """Keep `quantized`, made elsewhere, under `key` as one piece; returns the size of its packed file in bytes."""
     entry = QuantizedEntry(key)
     entry.save(0, quantized, None)
     return entry.finish(phases)

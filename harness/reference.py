@@ -13,18 +13,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness.cache import cache_folder, cache_limit, prune, require_space
-from kernels.atomic import write_text
+from harness.cache import cache_folder, cache_limit, folder_bytes, prune, require_space
+from kernels.atomic import atomic_folder, write_text
 from kernels.errors import InputError
 from kernels.tensor_files import save_tensors
 
@@ -38,18 +38,25 @@ _MARKER = "reference.json"
 
 @dataclass(frozen=True)
 class Reference:
-    """The unquantized model's logits on `windows` windows. kind: "hidden" (inputs of the head) or "logits"."""
+    """The unquantized model's logits on `windows` windows. kind: "hidden" (inputs of the head) or "logits".
 
-    folder: Path
+    files: of the windows, mapped into memory: another process that takes them from the cache does not take them from
+    here.
+    """
+
     kind: str
     dtype: str
-    windows: int
+    files: tuple[Any, ...]
     softcap: float | None
     head: dict[str, Tensor]
 
+    @property
+    def windows(self) -> int:
+        return len(self.files)
+
     def logits(self, index: int, device: torch.device | str = "cpu") -> Tensor:
         """Logits of window `index`: [context, vocabulary], in the reference's dtype."""
-        kept = load_file(_window_file(self.folder, index))["window"].to(device)
+        kept = self.files[index].get_tensor("window").to(device)
         return kept if self.kind == "logits" else _apply_head(kept, self._head_on(device), self.softcap)
 
     def _head_on(self, device: torch.device | str) -> dict[str, Tensor]:
@@ -74,9 +81,10 @@ def load_reference(key: str) -> Reference | None:
         facts = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         dtype = getattr(torch, facts["dtype"])
         head = load_file(folder / "head.safetensors") if facts["kind"] == "hidden" else {}
-        whole = all(_window_file(folder, index).is_file() for index in range(facts["windows"]))
-        if not whole:
+        windows = [_window_file(folder, index) for index in range(facts["windows"])]
+        if not all(file.is_file() for file in windows):
             raise ValueError("a window is missing")
+        files = tuple(safe_open(file, framework="pt") for file in windows)
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -84,7 +92,7 @@ def load_reference(key: str) -> Reference | None:
         return None
     os.utime(folder / _MARKER)  # used now: pruning goes by it
     head = {name: tensor.to(dtype) for name, tensor in head.items()}
-    return Reference(folder, facts["kind"], facts["dtype"], facts["windows"], facts["softcap"], head)
+    return Reference(facts["kind"], facts["dtype"], files, facts["softcap"], head)
 
 
 @torch.inference_mode()
@@ -93,42 +101,52 @@ def build_reference(
     model: nn.Module,
     windows: Tensor,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    beside: Sequence[str] = (),
 ) -> Reference:
     """Run the unquantized `model` over `windows` [windows, context] and keep what it says under `key`.
 
-    Raises InputError if it would be larger than the cache may be.
+    One that is there already is left as it is. beside: keys of other references that are still needed. Raises
+    InputError if it would be larger, together with them, than the cache may be.
     """
     folder = cache_folder("reference") / key
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    others = [folder.parent / other for other in dict.fromkeys(beside)]
+    taken = sum(folder_bytes(other) for other in others)
+    if not (folder / _MARKER).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
+    try:
+        with atomic_folder(folder) as scratch:
+            _write(scratch, model, windows, taken, progress)
+    except OSError:
+        if load_reference(key) is None:  # else another process was faster
+            raise
+    prune([folder, *others], _MARKER, cache_limit(_DEFAULT_GB))
+    found = load_reference(key)
+    assert found is not None
+    return found
+
+
+def _write(folder: Path, model: nn.Module, windows: Tensor, taken: int, progress: Callable[[int, int], None]) -> None:
+    """The files of a reference. taken: bytes of the cache that are spoken for."""
     device = next(model.parameters()).device
     softcap = getattr(model.config, "final_logit_softcapping", None)
     head = _head(model)
     kind, dtype = "hidden", ""
-    try:
-        for index, window in enumerate(windows):
-            hidden, logits = _forward(model, window.to(device))
-            dtype = str(logits.dtype).removeprefix("torch.")
-            if index == 0 and not _is_whole(hidden, logits, head, softcap):
-                kind = "logits"
-            kept = logits if kind == "logits" or hidden is None else hidden
-            if index == 0:
-                size = len(windows) * kept.numel() * kept.element_size()
-                _check_size(folder, size + sum(t.numel() * t.element_size() for t in head.values()))
-                if kind == "hidden":
-                    save_tensors(folder / "head.safetensors", {name: _narrow(tensor) for name, tensor in head.items()})
-            save_tensors(_window_file(folder, index), {"window": kept})
-            del hidden, logits, kept  # before the next window's are made
-            progress(index + 1, len(windows))
-        facts = {"kind": kind, "dtype": dtype, "windows": len(windows), "softcap": softcap}
-        write_text(folder / _MARKER, json.dumps(facts))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    prune(folder, _MARKER, cache_limit(_DEFAULT_GB))
-    found = load_reference(key)
-    assert found is not None
-    return found
+    for index, window in enumerate(windows):
+        hidden, logits = _forward(model, window.to(device))
+        dtype = str(logits.dtype).removeprefix("torch.")
+        if index == 0 and not _is_whole(hidden, logits, head, softcap):
+            kind = "logits"
+        kept = logits if kind == "logits" or hidden is None else hidden
+        if index == 0:
+            size = len(windows) * kept.numel() * kept.element_size()
+            _check_size(folder, size + sum(t.numel() * t.element_size() for t in head.values()), taken)
+            if kind == "hidden":
+                save_tensors(folder / "head.safetensors", {name: _narrow(tensor) for name, tensor in head.items()})
+        save_tensors(_window_file(folder, index), {"window": kept})
+        del hidden, logits, kept  # before the next window's are made
+        progress(index + 1, len(windows))
+    facts = {"kind": kind, "dtype": dtype, "windows": len(windows), "softcap": softcap}
+    write_text(folder / _MARKER, json.dumps(facts))
 
 
 def _forward(model: nn.Module, window: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -177,11 +195,12 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_size(folder: Path, size: int) -> None:
+def _check_size(folder: Path, size: int, taken: int) -> None:
     limit = cache_limit(_DEFAULT_GB)
-    if size > limit:
+    if size + taken > limit:
+        others = f", and the run's others {taken / 1e9:.1f} GB" if taken else ""
         raise InputError(
-            f"the reference for divergence takes {size / 1e9:.1f} GB, the cache may hold {limit / 1e9:.1f} GB; "
+            f"the reference for divergence takes {size / 1e9:.1f} GB{others}; the cache may hold {limit / 1e9:.1f} GB: "
             "use fewer --windows, or set SAGEBENCH_CACHE_GB"
         )
     require_space(folder, size + 1_000_000, "the reference for divergence")

@@ -55,13 +55,16 @@ def run_experiments(names: Sequence[str], arguments: argparse.Namespace) -> int:
     # Ray's nodes are elsewhere, and Ray knows their memory.
     force = arguments.force or arguments.engine == "ray"
     for plan in plans:
-        check_methods(plan, store)
+        check_methods(plan, store, fresh=arguments.fresh)
         if arguments.shard is None:
-            check_memory(plan, store, asked_for=bool(arguments.model), force=force, at_once=arguments.workers)
+            asked_for, at_once = bool(arguments.model), arguments.workers
+            check_memory(plan, store, asked_for=asked_for, force=force, at_once=at_once, fresh=arguments.fresh)
         # Saved before the first run: whatever interrupts the table, `sagebench report` shows what there is.
         plan.table.save(plan_path(arguments.out, plan.table.name))
-    if arguments.shard is not None and not force:
-        refused = _too_large(runs, store, arguments.workers)
+    if arguments.shard is None:
+        runs, references = _runs(plans), _references(plans)  # those that memory leaves
+    elif not force:
+        refused = _too_large(runs, store, arguments.workers, fresh=arguments.fresh)
     reporter = TerminalReporter(console)
     outcome = sweep(runs, references, store, reporter, fresh=arguments.fresh, engine=engine, refused=refused)
     if arguments.save:
@@ -110,9 +113,9 @@ def _references(plans: Sequence[Plan]) -> dict[str, str]:
     return {key: reference for plan in plans for key, reference in plan.references.items()}
 
 
-def _too_large(runs: Sequence[RunSpec], store: RecordStore, at_once: int) -> dict[str, str]:
-    """Why runs that are not finished do not fit in this machine's memory, by key."""
-    needs = {spec.key: lacking_memory(spec, at_once) for spec in runs if store.load(spec.key) is None}
+def _too_large(runs: Sequence[RunSpec], store: RecordStore, at_once: int, *, fresh: bool) -> dict[str, str]:
+    """Why runs that are not finished, or are repeated, do not fit in this machine's memory, by key."""
+    needs = {spec.key: lacking_memory(spec, at_once) for spec in runs if fresh or store.load(spec.key) is None}
     return {key: f"{why}; --force runs it all the same" for key, why in needs.items() if why}
 
 

@@ -14,6 +14,7 @@ from harness.corpora import SELF, Text, calibration_windows, load_text
 from harness.determinism import prefer_deterministic_kernels, seed_everything
 from harness.environment import environment_record, quantization_fingerprint
 from harness.evaluations import (
+    check_model,
     check_vocabulary,
     gap,
     make_reference,
@@ -30,7 +31,7 @@ from harness.models.blocks import block_linears, find_blocks, model_linears
 from harness.models.load import LoadedModel, load_model
 from harness.quantize import QuantizedModel, check_shapes, install, quantize_model
 from harness.quantized_cache import QuantizedEntry, run_conditions
-from harness.spec import STORED, UNQUANTIZED, RunSpec, ZeroShotSpec
+from harness.spec import STORED, UNQUANTIZED, RunSpec
 from harness.stored import run_stored
 from kernels.errors import InputError
 from methods import QuantizationMethod, create_method
@@ -81,13 +82,15 @@ def run(
         )
         # Everything that can be wrong with the input is found before the long part begins.
         check_shapes(loaded.model, method)
-        _check_contexts(spec, loaded)
+        check_model(spec, loaded)
         evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
         calibration = calibration_text(spec, method, loaded, progress)
+    references: list[str] = []
     for evaluation in evaluations:
         if evaluation.spec.metric == "divergence":  # needs the model while it is not quantized yet
+            steps = partial(_with_label, progress, "reference")
             with phases.measure("reference"):
-                make_reference(evaluation, spec.model, loaded, partial(_with_label, progress, "reference"))
+                references.append(make_reference(evaluation, spec.model, loaded, steps, beside=references))
 
     distributions = _distributions(loaded) if method.name == UNQUANTIZED else None
     quantized, origin = quantize_or_load(spec, method, loaded, calibration, phases, fresh, progress, weights)
@@ -161,18 +164,6 @@ def calibration_text(
     windows = calibration_windows(text, loaded.tokenizer, asked.samples, asked.context, asked.seed)
     check_vocabulary(windows, loaded)
     return text, windows
-
-
-def _check_contexts(spec: RunSpec, loaded: LoadedModel) -> None:
-    """Beyond its positions a model fails, or its numbers mean nothing."""
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    parts = (*spec.quality, spec.calibration)
-    asked = [part.context for part in parts if part is not None and not isinstance(part, ZeroShotSpec)]
-    if positions is not None and max(asked, default=0) > positions:
-        raise InputError(
-            f"context {max(asked)} is longer than the {positions} positions of model {spec.model.name!r}; "
-            f"use --context {positions} or less"
-        )
 
 
 def quantize_or_load(

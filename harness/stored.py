@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from harness.environment import environment_record
-from harness.evaluations import measure, prepare
+from harness.evaluations import check_model, measure, prepare
 from harness.metrics.phases import Phases
 from harness.models.source import require_unquantized, resolve_model
 from harness.models.stored import load_stored, stored_format, stored_size
@@ -38,7 +38,8 @@ def plan_stored(model: ModelSpec, evaluations: tuple[EvaluationSpec, ...]) -> Pl
     if not measured:
         require_unquantized(source)
         return None
-    run = RunSpec(model=model, method=MethodSpec(name=STORED), calibration=None, evaluations=measured)
+    as_stored = model.model_copy(update={"reparameterize": False, "seed": 0})
+    run = RunSpec(model=as_stored, method=MethodSpec(name=STORED), calibration=None, evaluations=measured)
     method, setting, _ = stored_format(source)
     note = "measured as stored, by its own library; payload counted from its files"
     row = PlannedRow(method, f"{setting}, as stored", method.upper(), source.name, None, run.key, note)
@@ -60,6 +61,7 @@ def run_stored(
     progress(0, 1, "loading the model")
     with phases.measure("load"):
         loaded = load_stored(source, spec.model.dtype, spec.model.device)
+        check_model(spec, loaded)
         evaluations = [prepare(evaluation, loaded) for evaluation in spec.quality]
     method, setting, nominal_bits = stored_format(source)
     key = spec.quantization_key(loaded.sha256)

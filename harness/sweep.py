@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.engines.base import Engine, InProcess, Result, Task
-from harness.environment import code_fingerprint
+from harness.environment import code_fingerprint, runtime_fingerprint
 from harness.records import RecordStore
 from harness.spec import UNQUANTIZED, RunSpec
 from kernels.errors import InputError
@@ -120,7 +120,9 @@ def _is_finished(spec: RunSpec, store: RecordStore, outcome: Outcome, reporter: 
     record = store.load(spec.key)
     if record is None:
         return False
-    if record["environment"].get("code") != code_fingerprint():
+    # Speed and memory depend on the runtime's code as well.
+    measured_by, now = record["environment"], runtime_fingerprint()
+    if measured_by.get("code") != code_fingerprint() or measured_by.get("runtime_code", now) != now:
         outcome.warnings.append(f"{spec.describe()}: measured with other code than this; --fresh repeats it")
     outcome.skipped.append(spec.key)
     reporter.end(spec, "finished before", record)

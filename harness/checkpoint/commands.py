@@ -20,7 +20,12 @@ def add_commands(verbs: Any, add_shared: Callable[[argparse.ArgumentParser], Non
     )
     quantize.add_argument("--method", required=True, metavar="X", help="quantization method")
     quantize.add_argument(
-        "--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method, such as bits=3"
+        "--option",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the method, such as bits=3",
     )
     _add_out(quantize)
     quantize.add_argument("--fresh", action="store_true", help="quantize again even if the weights are in the cache")

@@ -1,6 +1,6 @@
 """Zero-shot accuracy by lm-evaluation-harness, used as a library: its tasks, its prompts, its scoring, its metrics.
 
-`acc`: the answer with the largest log-likelihood is right; `acc_norm`: the largest log-likelihood per byte of the
+`acc`: the answer with the largest log-likelihood is right; `acc_norm`: the largest log-likelihood per character of the
 answer. Both in percent, as papers print them, with the harness's standard error of a mean.
 """
 

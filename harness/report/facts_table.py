@@ -28,7 +28,9 @@ def facts_table(
     """The table of `model`; `rows` are all tidy rows of the plan."""
     facts = FACTS[plan.metric]
     of_item = find(claims, item=plan.item)
-    of_paper = {claim.metric for claim in of_item}
+    of_paper = {(claim.metric, claim.dataset) for claim in of_item}
+    datasets = _datasets(plan, rows, model)
+    parts = [(fact, dataset) for fact in facts for dataset in (datasets if fact.metric == "perplexity" else ("",))]
     planned = [row for row in plan.rows if row.model == model]
     views = {row.run_key: RecordView(records[row.run_key]) for row in planned if row.run_key and row.run_key in records}
     # Of a setting that is the paper's hardware our row has none: where it ran stands in the caption.
@@ -36,16 +38,20 @@ def facts_table(
     footnotes = Footnotes()
     body = []
     for row in planned:
-        own = {tidy.metric: tidy for tidy in rows if _place(tidy) == (row.method, row.setting, row.model)}
+        own = {
+            (tidy.metric, tidy.dataset): tidy for tidy in rows if _place(tidy) == (row.method, row.setting, row.model)
+        }
         cells = [Cell(row.label or row.method), *([Cell(row.setting)] if with_setting else [])]
-        for fact in facts:
-            cells += _cells(fact, own.get(fact.metric), row, fact.metric in of_paper)
+        for fact, dataset in parts:
+            at = (fact.metric, dataset)
+            cells += _cells(fact, own.get(at), row, at in of_paper)
         notes = distinct(note for tidy in own.values() for note in tidy.notes) or distinct([row.note])
         body.append((*cells, Cell(marks=footnotes.marks(notes))))
     columns = [Column(("Method",), numeric=False), *([Column(("Setting",), numeric=False)] if with_setting else [])]
-    for fact in facts:
-        heads = ("(paper)", "(measured)") if fact.metric in of_paper else ("",)
-        columns += [Column(tuple(part for part in (*fact.head, head) if part)) for head in heads]
+    for fact, dataset in parts:
+        heads = ("(paper)", "(measured)") if (fact.metric, dataset) in of_paper else ("",)
+        named = (*fact.head, dataset) if len(datasets) > 1 else fact.head
+        columns += [Column(tuple(part for part in (*named, head) if part)) for head in heads]
     return Table(
         name=f"{plan.name}-{slug(model)}",
         title=f"{model}: {_TITLES[plan.metric]}",
@@ -56,6 +62,16 @@ def facts_table(
         footnotes=tuple(footnotes.texts),
         keys=tuple(row.run_key if row.run_key in records else "" for row in planned),  # type: ignore[misc]
     )
+
+
+def _datasets(plan: TablePlan, rows: Sequence[TidyRow], model: str) -> tuple[str, ...]:
+    """The texts for which there is a perplexity of `model`, claimed or measured: a column each."""
+    known = distinct(
+        row.dataset
+        for row in rows
+        if (row.model, row.metric) == (model, "perplexity") and (row.paper, row.measured) != (None, None)
+    )
+    return known or tuple(plan.datasets[:1])
 
 
 def _place(row: TidyRow) -> tuple[str, str, str]:

@@ -31,6 +31,7 @@ class Measurement:
     windows_available: int | None
     protocol: str  # "12 of 148 windows of wikitext2, context 2048, float32"
     unit: str = "window"  # what is counted: "window" or "example"
+    context: int | None = None  # tokens of a window
 
     @property
     def is_subset(self) -> bool:
@@ -113,6 +114,7 @@ class RecordView:
             windows=_count(entry, "windows"),
             windows_available=_count(entry, "windows_available"),
             protocol=self._protocol(entry, dataset),
+            context=_count(entry, "context"),
         )
 
     def _score(self, entry: Mapping[str, Any], metric: str) -> Measurement | None:

@@ -22,6 +22,8 @@ COLUMNS = (
 )  # fmt: skip
 # acc_norm of a zero-shot task; KL from the unquantized model.
 FURTHER_METRICS = ("accuracy_norm", "divergence")
+# Tokens of a window in all of the paper's tables of perplexity.
+PAPER_CONTEXT = 2048
 Records = Mapping[str, Mapping[str, Any]]
 
 
@@ -101,6 +103,11 @@ def _metric_rows(
             notes.append(f"{dataset} is not the paper's {' or '.join(plan.datasets)}; the two cannot be compared")
         if claim is not None and measured is not None and measured.is_subset:
             notes.append(f"the paper used every {measured.unit}, this run a part; the difference is indicative only")
+        if claim is not None and measured is not None and measured.context not in (None, PAPER_CONTEXT):
+            notes.append(
+                f"the paper's windows have {PAPER_CONTEXT} tokens, this run's {measured.context}; the difference is not"
+                " one of methods"
+            )
         rows.append(_row(plan, planned, view, metric, dataset, claim, measured, notes))
     return rows
 

@@ -227,8 +227,8 @@ def test_a_text_that_changes_after_planning_is_not_measured_under_the_old_key(pl
 
     check = module.check_methods
 
-    def change_then_check(*arguments):
-        check(*arguments)
+    def change_then_check(*arguments, **options):
+        check(*arguments, **options)
         place.text.write_text(tiny.words(1000, seed=5), encoding="utf-8")
 
     monkeypatch.setattr(module, "check_methods", change_then_check)

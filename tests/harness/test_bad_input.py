@@ -197,6 +197,11 @@ def test_results_below_a_file(place, capsys):
     refuse(capsys, reproduce, place.arguments(out=place.text), f"--out {place.text} cannot be written")
 
 
+@pytest.mark.parametrize("verb", ["decode", "memory"])
+def test_speed_and_memory_below_a_file(place, capsys, verb):
+    refuse(capsys, main, [verb, "--out", str(place.text), "--device", "cpu"], f"--out {place.text} cannot be written")
+
+
 def test_results_in_a_read_only_folder(place, capsys, monkeypatch):
     def denied(dir):
         raise PermissionError(13, "Permission denied")

@@ -1,9 +1,12 @@
 """Runs of a tiny model with every kind of evaluation, from the spec to the record."""
 
+import shutil
+
 import documents
 import pytest
 
 from harness import evaluations, runner
+from harness.cache import cache_folder, folder_bytes
 from harness.evaluations import gap, same_as_reference
 from harness.runner import NoOpError, run
 from harness.spec import DivergenceSpec, MethodSpec, ModelSpec, PerplexitySpec, RunSpec, ZeroShotSpec
@@ -74,6 +77,30 @@ def test_the_reference_is_made_once(spec, monkeypatch):
     reference = with_key(run(spec()))
     run(spec("rtn", bits=4, group_size=32), reference=reference)
     assert made == [1]
+
+
+def test_the_references_of_a_run_must_fit_in_the_cache_together(spec, corpus_file, monkeypatch):
+    both = tuple(DivergenceSpec(corpus=str(corpus_file), context=32, windows=windows) for windows in (3, 4))
+    assert [entry["windows"] for entry in run(spec(evaluations=both))["metrics"]] == [3, 4]
+    references = list(cache_folder("reference").iterdir())
+    assert len(references) == 2
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", str(1.5 * max(map(folder_bytes, references)) / 1e9))
+    for folder in references:
+        shutil.rmtree(folder)
+    with pytest.raises(InputError, match="and the run's others"):
+        run(spec(evaluations=both))
+
+
+def test_what_changed_since_it_was_planned_is_not_measured_under_the_old_key(spec):
+    planned = spec()
+    changed = planned.model.model_copy(update={"content": "0" * 16})
+    with pytest.raises(
+        InputError, match=r"model .* has sha256 .*, planned with 0000000000000000\.\.\.; run the command again"
+    ):
+        run(planned.model_copy(update={"model": changed}))
+    task = ZeroShotSpec(task="piqa", source="local", limit=8, content="0" * 16)
+    with pytest.raises(InputError, match=r"task 'piqa': its file has sha256 .*; run the command again"):
+        run(spec(evaluations=(task,)))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

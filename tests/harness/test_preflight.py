@@ -89,3 +89,5 @@ def test_what_is_finished_needs_no_memory(plan, store, little_memory):
         store.save(spec.key, {"spec": {}, "metrics": [], "ledger": {"payload_bits": 3.0}, "environment": {}})
     check_memory(planned, store, asked_for=True, force=False)
     assert len(planned.runs) == 2
+    with pytest.raises(InputError, match="needs about"):
+        check_memory(planned, store, asked_for=True, force=False, fresh=True)

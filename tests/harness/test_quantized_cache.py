@@ -28,7 +28,9 @@ def test_what_is_kept_comes_back_bit_for_bit(quantized):
     for name, weight in quantized.packed.items():
         assert torch.equal(found.packed[name].decode(), weight.decode())
     assert torch.equal(found.folded["model.norm.weight"], torch.arange(64.0))
-    assert size == same_size == sum(file.stat().st_size for file in entry_folder("a").glob("*.safetensors"))
+    # Folded parameters are the model's own, changed: they are counted with the rest of it.
+    assert size == same_size == (entry_folder("a") / "block-00000.safetensors").stat().st_size
+    assert (entry_folder("a") / "block-00000.folded.safetensors").is_file()
 
 
 def test_another_key_finds_nothing(quantized):
@@ -110,6 +112,26 @@ def test_an_unfinished_entry_is_as_old_as_its_last_file(quantized, monkeypatch):
     save_quantized("c", quantized, PHASES)
     assert load_quantized("a") is None  # used longest ago
     assert (entry_folder("b") / "block-00000.json").is_file()
+
+
+def test_what_another_process_may_be_making_stays_however_small_the_cache(quantized, monkeypatch):
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", "0")
+    for key in "ab":
+        QuantizedEntry(key).save(0, quantized, None)
+    age("a", 2)  # nobody is at work here any more
+    save_quantized("c", quantized, PHASES)
+    assert not entry_folder("a").exists()
+    assert (entry_folder("b") / "block-00000.json").is_file()
+
+
+def test_an_entry_that_lost_a_block_is_not_finished(quantized):
+    entry = QuantizedEntry("a")
+    for index in range(2):
+        entry.save(index, quantized, None)
+    (entry_folder("a") / "block-00000.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        entry.finish(PHASES)
+    assert load_quantized("a") is None
 
 
 @pytest.fixture

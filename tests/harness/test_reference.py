@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import tiny
@@ -76,9 +77,48 @@ def test_a_head_that_was_rounded_to_16_bits_is_kept_in_16_bits():
 
 def test_a_reference_larger_than_the_cache_is_refused_and_leaves_nothing(monkeypatch):
     monkeypatch.setenv("SAGEBENCH_CACHE_GB", "0.00001")
-    with pytest.raises(InputError, match=r"takes 0.0 GB, the cache may hold 0.0 GB; use fewer --windows"):
+    with pytest.raises(InputError, match=r"takes 0.0 GB; the cache may hold 0.0 GB: use fewer --windows"):
         build_reference("k", tiny.build(), tiny.tokens(2))
     assert not (cache_folder("reference") / "k").exists()
+
+
+def test_references_of_one_run_stay_together_and_must_fit_together(monkeypatch):
+    for key in ("old", "a"):
+        build_reference(key, tiny.build(), tiny.tokens(2))
+    os.utime(cache_folder("reference") / "a" / "reference.json", (1, 1))  # used longest ago, and still needed
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", str(2.5 * size("a") / 1e9))
+    build_reference("b", tiny.build(), tiny.tokens(2), beside=["a"])
+    assert {key: load_reference(key) is not None for key in ("old", "a", "b")} == {"old": False, "a": True, "b": True}
+    with pytest.raises(InputError, match=r"takes 0\.0 GB, and the run's others 0\.0 GB; the cache may hold 0\.0 GB"):
+        build_reference("c", tiny.build(), tiny.tokens(2), beside=["a", "b"])
+
+
+def test_a_reference_in_use_can_be_read_when_it_is_taken_from_the_cache():
+    model, windows = tiny.build(), tiny.tokens(2)
+    reference = build_reference("k", model, windows)
+    shutil.rmtree(cache_folder("reference") / "k")
+    assert torch.equal(reference.logits(1), model(windows[1][None]).logits[0])
+
+
+def test_a_reference_that_is_whole_and_not_yet_in_its_place_stays(monkeypatch):
+    monkeypatch.setenv("SAGEBENCH_CACHE_GB", "0.001")
+    syncing = cache_folder("reference", ".c.1234.part")
+    (syncing / "reference.json").write_text("{}")
+    (syncing / "window").write_bytes(bytes(1_000_000))
+    build_reference("k", tiny.build(), tiny.tokens(2))
+    assert syncing.is_dir()
+
+
+def test_of_two_processes_that_make_one_reference_the_faster_one_has_it():
+    model, windows = tiny.build(), tiny.tokens(2)
+
+    def overtaken(done, total):
+        if done == total:
+            build_reference("k", model, windows)
+
+    slower = build_reference("k", model, windows, overtaken)
+    assert torch.equal(slower.logits(1), model(windows[1][None]).logits[0])
+    assert [folder.name for folder in cache_folder("reference").iterdir()] == ["k"]
 
 
 def test_an_interrupted_reference_does_not_count():
@@ -110,7 +150,7 @@ def test_pruning_removes_what_was_used_longest_ago():
         (folder / "data").write_bytes(bytes(100))
         os.utime(folder / "data", (number, number))
     os.utime(cache_folder("things", "old") / "data", (9, 9))
-    prune(cache_folder("things", "new"), "data", 250)
+    prune([cache_folder("things", "new")], "data", 250)
     assert sorted(folder.name for folder in cache_folder("things").iterdir()) == ["new", "old"]
 
 

@@ -156,6 +156,28 @@ def test_workers_that_cannot_be_are_refused(baseline, capsys, more, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [("--junit", "FILE/x.xml"), ("--junit", "FOLDER"), ("--update",)])
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(baseline, capsys, monkeypatch, tmp_path, more):
+    def measured(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(regression, "_measure", measured)
+    (tmp_path / "file").write_text("")
+    if more == ("--update",):
+        monkeypatch.setattr("harness.preflight.TemporaryFile", refusing)
+    assert (
+        gate(
+            baseline, *(part.replace("FILE", str(tmp_path / "file")).replace("FOLDER", str(tmp_path)) for part in more)
+        )
+        == 2
+    )
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def refusing(dir):
+    raise PermissionError(13, "Permission denied")
+
+
 def test_a_perplexity_that_is_no_number_is_a_problem(measured, monkeypatch):
     monkeypatch.setattr(regression, "_measure", lambda name, *rest: (float("nan"), measured.methods[name].payload_bits))
     (found,) = regression.check(measured, ["rtn"])

@@ -54,6 +54,21 @@ def test_tasks_on_machines_of_different_memory_share_one_plan(command, tmp_path,
     assert not list((tmp_path / "out" / "runs").glob("*.failed.json"))
 
 
+def test_runs_that_do_not_fit_in_memory_are_not_begun(command, tmp_path, monkeypatch):
+    cost = {3: 10**18}
+    monkeypatch.setattr(preflight, "estimate", lambda spec: Estimate(1.0, cost.get(spec.method.options.get("bits"), 1)))
+    assert reproduce(command()) == 0
+    assert {bits_of(path) for path in (tmp_path / "out" / "runs").glob("*.json")} == {None, 2, 5, 6}
+    assert "not run: needs about" in (tmp_path / "out" / "tables" / "small.md").read_text(encoding="utf-8")
+
+
+def test_an_option_that_is_given_twice_adds_to_what_was_given(command, capsys):
+    methods = ["--methods", "fp16", "--methods", "rtn 3 bit", "--methods", "rtn 5 bit", "--dry-run"]
+    assert reproduce(command(*methods)) == 0
+    shown = capsys.readouterr().out
+    assert [bits for bits in (2, 3, 5, 6) if f"bits={bits}" in shown] == [3, 5]
+
+
 @pytest.fixture
 def on_ray(command, monkeypatch):
     """The command line on a cluster, up to its first run; the runs planned."""

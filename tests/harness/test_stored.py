@@ -13,6 +13,8 @@ from harness.cli import main, reproduce
 from harness.models.source import resolve_model
 from harness.models.stored import load_stored, stored_format, stored_size
 from harness.records import RecordStore
+from harness.spec import ModelSpec, PerplexitySpec
+from harness.stored import plan_stored, run_stored
 from kernels.errors import InputError
 
 
@@ -71,6 +73,14 @@ def test_a_stored_row_measures_what_the_run_that_made_it_measured(table, tiny_fo
     (stored,) = [record for record in after.values() if record["method"]["name"] == "sagebench"]
     assert stored["metrics"][0]["window_nll"] == records[key]["metrics"][0]["window_nll"]
     assert stored["ledger"]["payload_bytes"] == records[key]["ledger"]["payload_bytes"]
+
+
+def test_what_is_stored_is_measured_as_it_is_and_within_its_positions(gguf_file, corpus_file):
+    asked = ModelSpec(name=str(gguf_file), reparameterize=True, seed=3)
+    planned = plan_stored(asked, (PerplexitySpec(corpus=str(corpus_file), context=256),))
+    assert (planned.run.model.reparameterize, planned.run.model.seed) == (False, 0)
+    with pytest.raises(InputError, match=r"context 256 is longer than the 128 positions of model"):
+        run_stored(planned.run)
 
 
 def test_a_gguf_file_is_a_source_for_methods_and_a_row_of_its_own(gguf_file):

@@ -45,6 +45,15 @@ def test_table_7_has_occupancy_as_claimed_and_as_stored():
     assert column(table, "Perplexity (measured)")[0] == "20.00"
 
 
+def test_table_7_has_a_column_for_each_text():
+    source = toy.source("table7")
+    for record in source.records.values():
+        record["metrics"].append({**record["metrics"][0], "dataset": "c4-sample", "value": 33.0})
+    table = build_document(source.plan, source.records, source.claims).tables[0]
+    assert column(table, "Perplexity wikitext2 (measured)")[0] == "20.00"
+    assert column(table, "Perplexity c4-sample")[0] == "33.00"
+
+
 def test_table_7_of_the_paper_has_all_its_numbers_with_their_notes():
     _, document = page("table7")
     paper = document.tables[-1]

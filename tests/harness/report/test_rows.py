@@ -54,6 +54,15 @@ def test_all_windows_make_no_note_about_a_part_of_them(plan, claims, make_record
     assert "every window" not in tidy.note
 
 
+@pytest.mark.parametrize("context", [512, 2048])
+def test_windows_of_another_length_than_the_papers_are_named(plan, claims, make_record, planned, context):
+    record = make_record("k", "gptq", 30.0, windows=148)
+    record["metrics"][0]["context"] = context
+    row = planned("gptq", "3 bit g128", "k", model="OPT-1.3B")
+    tidy = only(build_rows(one_row_plan(plan, row), {"k": record}, claims))
+    assert ("the paper's windows have 2048 tokens, this run's 512" in tidy.note) == (context == 512)
+
+
 def test_a_model_outside_the_paper_has_no_paper_value_and_no_difference(plan, records, claims):
     row = build_rows(plan, records, claims)[0]
     assert (row.paper, row.measured, row.difference) == (None, 20.0, None)

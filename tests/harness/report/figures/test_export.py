@@ -102,6 +102,15 @@ def test_bad_input_is_one_line_and_exit_code_2(results, arguments, problem, caps
     assert error.count("\n") == 1
 
 
+def test_a_place_that_cannot_be_is_one_line_and_exit_code_2(results, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert export_figures(["--out", str(results), "--format", "svg", "--to", str(file / "figures")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {file}")
+    assert said.count("\n") == 1
+
+
 def test_drawing_does_not_import_torch(results):
     program = (
         "import sys; from harness.cli import main, export_figures;"
