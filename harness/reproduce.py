@@ -132,7 +132,7 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         profile=arguments.profile,
         models=tuple(arguments.model),
         methods=_names("--methods", arguments.methods),
-        corpora=tuple(arguments.corpus),
+        corpora=tuple(dict.fromkeys(arguments.corpus)),
         tasks=_names("--tasks", arguments.tasks),
         windows=arguments.windows,
         limit=arguments.limit,

@@ -19,8 +19,9 @@ ROWS = [
 
 def run(experiment, corpus_file, out, windows, *more):
     """Run the command line for so many windows; None for all."""
+    corpus = [] if "--corpus" in more else ["--corpus", str(corpus_file)]
     line = [
-        "--experiment", str(experiment), "--corpus", str(corpus_file), "--context", "32", "--profile", "paper",
+        "--experiment", str(experiment), *corpus, "--context", "32", "--profile", "paper",
         "--device", "cpu", "--calibration-samples", "4", "--calibration-corpus", str(corpus_file),
         "--out", str(out), *more,
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
 
-from harness import environment, planning
+from harness import environment, planning, sweep
 from harness.catalog import ShapeEntry
 from harness.cli import main
 from harness.experiments import load_profile
@@ -87,7 +87,7 @@ def plain_arguments(**changes):
 
 def test_records_of_another_runtime_are_used_with_a_warning(decode, monkeypatch):
     decode()
-    monkeypatch.setattr(command, "runtime_fingerprint", lambda: "0" * 16)
+    monkeypatch.setattr(sweep, "runtime_fingerprint", lambda: "0" * 16)
     shown = decode()
     assert shown.count("warning: fp16() on small: measured with other code than this; --fresh repeats it") == 1
     assert shown.count("warning: billm() on small: measured with other code") == 1
