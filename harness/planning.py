@@ -13,7 +13,7 @@ from harness.corpora import dataset_name, local_checksum, resolve_corpus
 from harness.devices import chosen_device
 from harness.experiments import Experiment, Profile, Row, load_profile
 from harness.hub import hub_allowed
-from harness.models.source import fingerprint, is_local, require_unquantized, resolve_model
+from harness.models.source import is_local, planned_content, require_unquantized, resolve_model
 from harness.plan import PlannedRow, TablePlan
 from harness.runtime.architecture import catalogued
 from harness.spec import (
@@ -221,8 +221,7 @@ def _model_spec(
         "device": device,
         "reparameterize": choices.reparameterize,
         "seed": choices.seed if choices.reparameterize else 0,
-        # A name of the catalogue stands for fixed files; what lies in a folder may change.
-        "content": None if name.lower() in catalogue() or source.kind == "hub" else fingerprint(source)[:16],
+        "content": planned_content(source),
     }
     return validated(ModelSpec, values, "model"), source.family
 

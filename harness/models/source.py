@@ -169,6 +169,13 @@ def fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()
 
 
+def planned_content(source: ModelSource) -> str | None:
+    """The checksum (16 digits) that belongs in a run's key: of a folder or file of the user's, which may change. None
+    for a name of the catalogue, which stands for fixed files, and for the hub."""
+    fixed = source.name.lower() in models() or source.kind == "hub"
+    return None if fixed else fingerprint(source)[:16]
+
+
 def _sha256(file: Path) -> str:
     """The checksum of a file, read once as long as its size and time stay the same, however many runs ask for it."""
     found = file.stat()

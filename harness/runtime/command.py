@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from harness.catalog import models as catalogue
 from harness.corpora import local_checksum, resolve_corpus
 from harness.devices import chosen_device
 from harness.engines import InProcess
 from harness.environment import package_versions
 from harness.experiments import load_profile
-from harness.models.source import fingerprint, resolve_model
+from harness.models.source import planned_content, resolve_model
 from harness.progress import TerminalReporter
 from harness.quantized_cache import run_conditions
 from harness.records import RecordStore
@@ -82,10 +81,7 @@ def plan_runtime(metric: str, arguments: argparse.Namespace) -> dict[str, RunSpe
     else:
         source = resolve_model(arguments.model)
         family = source.family
-        # As for tables: a name of the catalogue stands for fixed files; what lies in a folder or file may change.
-        fixed = source.name.lower() in catalogue() or source.kind == "hub"
-        content = None if fixed else fingerprint(source)[:16]
-        values = {"name": source.name, "dtype": dtype, "device": device, "content": content}
+        values = {"name": source.name, "dtype": dtype, "device": device, "content": planned_content(source)}
         model = validated(ModelSpec, values, "model")
     evaluation = _evaluation(metric, arguments, _conditions(device))
     plan = {}
