@@ -21,9 +21,18 @@ from harness.layer_log import Arguments, BlockArguments, LayerLog, log_layer
 from harness.models.blocks import Blocks, block_linears, find_blocks, model_linears
 from harness.models.placement import Placement
 from kernels.errors import InputError, NumericalError
+from kernels.finite import all_finite
 from kernels.layouts import PackedWeight
 from kernels.linear import put_decoded
-from methods import LayerContext, LayerStatistics, LayerSurvey, ModelView, QuantizationMethod
+from methods import (
+    LayerContext,
+    LayerStatistics,
+    LayerSurvey,
+    ModelView,
+    QuantizationMethod,
+    QuantizedView,
+    Refinement,
+)
 
 # Called with (steps done, steps in all, what is being done).
 Progress = Callable[[int, int, str], None]
@@ -54,6 +63,9 @@ class Checkpoints(Protocol):
     def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
         """Keep block `index`, and the state of the stream in front of the one after it (None after the last block, or
         for a method that needs none). Returns the block as it is kept."""
+
+    def replace(self, whole: QuantizedModel) -> QuantizedModel:
+        """Keep `whole` instead of all blocks: a method has refined them together. Returns it as it is kept."""
 
 
 def check_shapes(model: nn.Module, method: QuantizationMethod) -> None:
@@ -119,8 +131,39 @@ def quantize_model(
             part = checkpoints.save(index, part, None if stream is None or last else stream.state())
         placement.remember(block, *_inside(blocks, index, part))
         result.extend(part)
+    view = QuantizedView(model, dict(result.packed), known, lambda done, total: progress(done, total, "whole model"))
+    refinement = method.refine(view)
+    if refinement is not None:
+        result = _refined(model, result, refinement, method)
+        if checkpoints is not None:
+            result = checkpoints.replace(result)
+        install(model, result, placement)
     progress(1, 1, "done")
     return result
+
+
+def _refined(
+    model: nn.Module, result: QuantizedModel, refinement: Refinement, method: QuantizationMethod
+) -> QuantizedModel:
+    """`result` with what `refinement` has instead, its facts in the log of the first layer.
+
+    Raises NumericalError where the one does not fit the other.
+    """
+    name_of_method = f"method {method.name!r}"
+    for name, weight in refinement.packed.items():
+        old = result.packed.get(name)
+        if old is None or weight.shape != old.shape or weight.nbytes() != old.nbytes():
+            raise NumericalError(f"{name_of_method} refined {name}, which is no layer of the model or had another size")
+        if not all_finite(weight.decode()):
+            raise NumericalError(f"{name_of_method} returned NaN or infinity for {name}")
+    parameters = dict(model.named_parameters())
+    for name, tensor in refinement.parameters.items():
+        if name not in parameters or parameters[name].shape != tensor.shape or not all_finite(tensor):
+            raise NumericalError(f"{name_of_method} refined {name}, which has another shape, or NaN or infinity")
+    folded = {name: tensor.to(parameters[name]) for name, tensor in refinement.parameters.items()}
+    packed = {**result.packed, **{name: new.to("cpu") for name, new in refinement.packed.items()}}
+    first = replace(result.layers[0], facts={**result.layers[0].facts, **refinement.facts})
+    return QuantizedModel(packed, [first, *result.layers[1:]], {**result.folded, **folded})
 
 
 def _short_samples(windows: Tensor, tokens: int | None) -> Tensor:

@@ -8,6 +8,7 @@ neither continued nor taken for those that this run would make.
     block-00003.safetensors         packed weights          block-00003.folded.safetensors   folded parameters, if any
     block-00003.json                log and checksums, written last: a block without it does not count
     stream.safetensors              activations in front of the first block that is not finished
+    whole.safetensors, ...          the same of all blocks, in their place: a method has refined them together
     quantized.json                  written last of all: an entry without it is unfinished
 
 Every file is written whole or not at all. A file that is damaged all the same (its checksum differs) is named in a
@@ -39,6 +40,8 @@ from kernels.errors import InputError
 from kernels.layouts import load_packed, save_packed
 from kernels.tensor_files import save_tensors
 
+# The piece that takes the place of all blocks.
+_WHOLE = "whole"
 # Bytes kept in all; the entries used longest ago go first. SAGEBENCH_CACHE_GB overrides it.
 _DEFAULT_GB = 8.0
 _LOG = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class QuantizedEntry:
         self.folder = entry_folder(key)
         self.restored_blocks = 0
         self._blocks = 0
+        self._replaced = False
         self._spent = 0.0
         self._since = time.perf_counter()
 
@@ -66,8 +70,8 @@ class QuantizedEntry:
         try:
             content = json.loads(marker.read_text(encoding="utf-8"))
             whole, phases, size = QuantizedModel({}, []), dict(content["phases"]), int(content["file_bytes"])
-            for index in range(content["blocks"]):
-                whole.extend(self._read_block(index)[0])
+            for piece in [_WHOLE] if content.get("whole") else map(_block, range(content["blocks"])):
+                whole.extend(self._read(piece)[0])
         except _DAMAGE as error:
             _LOG.warning("quantized weights in %s are damaged (%s); they are made again", self.folder, error)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -81,9 +85,9 @@ class QuantizedEntry:
         remove_stale_parts(self.folder)
         stream, wanted = self._read_stream()
         blocks: list[QuantizedModel] = []
-        while (wanted is None or len(blocks) < wanted) and self._described(len(blocks)).is_file():
+        while (wanted is None or len(blocks) < wanted) and self._described(_block(len(blocks))).is_file():
             try:
-                block, seconds = self._read_block(len(blocks))
+                block, seconds = self._read(_block(len(blocks)))
             except _DAMAGE as error:
                 _LOG.warning("checkpoint in %s is damaged (%s); quantizing from there again", self.folder, error)
                 break
@@ -97,11 +101,28 @@ class QuantizedEntry:
 
     def save(self, index: int, block: QuantizedModel, stream: dict[str, Tensor] | None) -> QuantizedModel:
         """Keep block `index` and the state of the stream after it; returns the block, mapped from its file."""
-        weights, folded = self._files(index)
+        stream_size = sum(tensor.numel() * tensor.element_size() for tensor in (stream or {}).values())
+        kept = self._write(_block(index), block, stream is not None, stream_size)
+        if stream is not None:
+            save_tensors(self.folder / "stream.safetensors", stream, {"blocks": str(index + 1)})
+        self._blocks = index + 1
+        return kept
+
+    def replace(self, whole: QuantizedModel) -> QuantizedModel:
+        """Keep `whole` in place of the blocks; returns it, mapped from its file.
+
+        The blocks' files stay until the entry is finished: before, an interrupted run goes on from them.
+        """
+        kept = self._write(_WHOLE, whole, False, 0)
+        self._replaced = True
+        return kept
+
+    def _write(self, piece: str, block: QuantizedModel, has_stream: bool, more: int) -> QuantizedModel:
+        """Write the files of one piece, of which a stream of `more` bytes is to follow."""
+        weights, folded = self._files(piece)
         size = sum(weight.nbytes() for weight in block.packed.values())
-        size += sum(tensor.numel() * tensor.element_size() for tensor in (stream or {}).values())
         self.folder.mkdir(parents=True, exist_ok=True)
-        require_space(self.folder, size + 1_000_000, "quantized weights")
+        require_space(self.folder, size + more + 1_000_000, "quantized weights")
         save_packed(weights, block.packed)
         checksums = {weights.name: sha256_of(weights)}
         if block.folded:
@@ -111,14 +132,11 @@ class QuantizedEntry:
         content = {
             "layers": [layer.as_record() for layer in block.layers],
             "sha256": checksums,
-            "stream": stream is not None,
+            "stream": has_stream,
             "seconds": now - self._since,
         }
         self._since = now
-        write_text(self._described(index), json.dumps(content))
-        if stream is not None:
-            save_tensors(self.folder / "stream.safetensors", stream, {"blocks": str(index + 1)})
-        self._blocks = index + 1
+        write_text(self._described(piece), json.dumps(content))
         return QuantizedModel({**block.packed, **load_packed(weights)}, block.layers, block.folded)
 
     def finish(self, phases: dict[str, Any]) -> int:
@@ -126,10 +144,15 @@ class QuantizedEntry:
 
         Folded parameters are not among them: they are unquantized ones of the model, changed, and counted as such.
         """
-        blocks = self._blocks
-        size = sum(self._files(index)[0].stat().st_size for index in range(blocks))
-        write_text(self.folder / "quantized.json", json.dumps({"blocks": blocks, "phases": phases, "file_bytes": size}))
+        blocks = [_block(index) for index in range(self._blocks)]
+        pieces = [_WHOLE] if self._replaced else blocks
+        size = sum(self._files(piece)[0].stat().st_size for piece in pieces)
+        marker = {"blocks": len(blocks), "whole": self._replaced, "phases": phases, "file_bytes": size}
+        write_text(self.folder / "quantized.json", json.dumps(marker))
         (self.folder / "stream.safetensors").unlink(missing_ok=True)
+        for piece in blocks if self._replaced else []:
+            for file in (*self._files(piece), self._described(piece)):
+                file.unlink(missing_ok=True)
         prune([self.folder], "quantized.json", cache_limit(_DEFAULT_GB))
         return size
 
@@ -142,16 +165,15 @@ class QuantizedEntry:
         """Time that earlier, interrupted runs spent on the blocks that were restored."""
         return self._spent
 
-    def _files(self, index: int) -> tuple[Path, Path]:
-        stem = f"block-{index:05d}"
-        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.folded.safetensors"
+    def _files(self, piece: str) -> tuple[Path, Path]:
+        return self.folder / f"{piece}.safetensors", self.folder / f"{piece}.folded.safetensors"
 
-    def _described(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.json"
+    def _described(self, piece: str) -> Path:
+        return self.folder / f"{piece}.json"
 
-    def _read_block(self, index: int) -> tuple[QuantizedModel, float]:
-        content = json.loads(self._described(index).read_text(encoding="utf-8"))
-        weights, folded = self._files(index)
+    def _read(self, piece: str) -> tuple[QuantizedModel, float]:
+        content = json.loads(self._described(piece).read_text(encoding="utf-8"))
+        weights, folded = self._files(piece)
         for file in (weights, folded):
             if file.name in content["sha256"] and sha256_of(file) != content["sha256"][file.name]:
                 raise InputError(f"{file.name}: content differs from its checksum")
@@ -163,7 +185,7 @@ class QuantizedEntry:
 
     def _needs_stream(self) -> bool:
         """True if the blocks behind the first one see activations that come through it."""
-        return bool(json.loads(self._described(0).read_text(encoding="utf-8"))["stream"])
+        return bool(json.loads(self._described(_block(0)).read_text(encoding="utf-8"))["stream"])
 
     def _read_stream(self) -> tuple[dict[str, Tensor] | None, int | None]:
         """The activations, and the number of blocks that they come through; None where no method needed any."""
@@ -178,6 +200,11 @@ class QuantizedEntry:
         except _DAMAGE as error:
             _LOG.warning("%s is damaged (%s); quantizing from the first block again", file, error)
             return None, 0
+
+
+def _block(index: int) -> str:
+    """The piece that holds block `index`."""
+    return f"block-{index:05d}"
 
 
 def run_conditions(device: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ packed = create_method("gptq", bits=4, group_size=128).quantize_linear(weight, L
 
 from methods.base import LayerContext, LayerSurvey, MethodConfig, NominalBits, Provenance, QuantizationMethod
 from methods.block import BlockResult, BlockView
-from methods.model import ModelView
+from methods.model import ModelView, QuantizedView, Refinement
 from methods.registry import MethodInfo, create_method, list_methods, method_class, register_method
 from methods.statistics import LayerStatistics
 
@@ -22,6 +22,8 @@ __all__ = [
     "NominalBits",
     "Provenance",
     "QuantizationMethod",
+    "QuantizedView",
+    "Refinement",
     "create_method",
     "list_methods",
     "method_class",

@@ -16,7 +16,7 @@ from kernels.finite import all_finite
 from kernels.layouts import PackedWeight
 from kernels.layouts.base import SCALE_DTYPES
 from methods.block import BlockResult, BlockView
-from methods.model import ModelView
+from methods.model import ModelView, QuantizedView, Refinement
 from methods.statistics import LayerStatistics
 
 # What calibration collects for a method: nothing, the Hessian of each layer's inputs, the inputs themselves as well, or
@@ -143,6 +143,13 @@ class QuantizationMethod(ABC):
         For methods that need more than `plan_model` gets: gradients, or what norms say of the layers behind them. A
         method that never studied a model works too.
         """
+
+    def refine(self, view: QuantizedView) -> Refinement | None:
+        """Look at the whole model after its last layer was quantized; changes nothing in it.
+
+        For methods that train through all layers together. None leaves everything as it is.
+        """
+        return None
 
     @abstractmethod
     def nominal_bits(self, packed: PackedWeight) -> NominalBits:

@@ -1,10 +1,14 @@
-"""The whole model, for methods that plan over all layers before the first is quantized."""
+"""The whole model, for methods that look at it before its first layer is quantized, or after its last."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
+
+from kernels.layouts import PackedWeight
 
 
 @dataclass(frozen=True)
@@ -15,3 +19,26 @@ class ModelView:
     model: nn.Module
     linears: dict[str, nn.Linear]
     windows: Tensor | None
+
+
+@dataclass(frozen=True)
+class QuantizedView:
+    """The model with every layer quantized: it holds the decoded weights. packed: the weights as they are stored, by
+    the layer's name in the model, in order. windows: as in `ModelView`. progress: to be called with (steps done, steps
+    in all)."""
+
+    model: nn.Module
+    packed: Mapping[str, PackedWeight]
+    windows: Tensor | None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """packed: weights that take the place of those of the same name, of the same size. parameters: unquantized ones
+    with other values, by their name in the model; they count 16 bits each and must fit in them. facts: for the run's
+    log, of the model as a whole."""
+
+    packed: Mapping[str, PackedWeight]
+    parameters: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)

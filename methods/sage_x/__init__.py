@@ -4,7 +4,8 @@ One column: viterbi.py and viterbi.cpp (trellis search), codebook.py (its traine
 One matrix: rotation.py (balanced rows, Hadamard), rates.py (bits of each column), encoder.py (error feedback),
 without data norms.py (sizes of inputs).
 One block: moments.py (targets that make good earlier errors), block.py (order), tuning.py (short training).
-The model: sensitivity.py (what an error costs), allocation.py (bits of each matrix). method.py has the options.
+The model: sensitivity.py (what an error costs), allocation.py (bits of each matrix), distillation.py (short training
+at the end). method.py has the options.
 The layout that decodes it all is kernels/layouts/trellis.py.
 """
 

@@ -44,7 +44,7 @@ class BlockEncoder:
             strength = 0.0 if "targets" in self._recipe.without else STRENGTH
             for name in names:
                 self._weights[name] = moments.target(self._weights[name], self._recipe.damping, strength)
-            if tuning == "blocks":
+            if tuning in ("blocks", "model"):
                 self._train(names)
             pivots = Pivots.of(moments.hessian, self._recipe)
             for name in names:

@@ -14,9 +14,10 @@ from kernels.layouts import PackedWeight, TrellisWeight
 from kernels.layouts.trellis import check_rows
 from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.block import BlockResult, BlockView
-from methods.model import ModelView
+from methods.model import ModelView, QuantizedView, Refinement
 from methods.sage_x.allocation import matrix_budgets
 from methods.sage_x.block import BlockEncoder
+from methods.sage_x.distillation import distill, head_inputs
 from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
 from methods.sage_x.norms import input_energies
 from methods.sage_x.recipe import Ingredient, Recipe, Tuning
@@ -32,8 +33,8 @@ class SageXConfig(DampingConfig):
     )
     tuning: Tuning = Field(
         "none",
-        description="what is trained, block by block: nothing, row scales and norm gains, or these and weights that "
-        "are not encoded yet",
+        description="what is trained: nothing, row scales and norm gains block by block, these and weights that are "
+        "not encoded yet, or all that and then the scales and gains of the whole model",
     )
     without: list[Ingredient] = Field([], description="ingredients left out, to see what each is worth")
 
@@ -61,6 +62,8 @@ class SageX(QuantizationMethod):
         self._budgets: dict[str, float] = {}
         self._sensitivity: dict[str, Sensitivity] = {}
         self._energies: dict[str, Tensor] = {}
+        # What the head of the unquantized model reads, where the whole model is trained.
+        self._targets: Tensor | None = None
 
     @property
     def needs(self) -> Needs:
@@ -82,12 +85,16 @@ class SageX(QuantizationMethod):
 
     def study(self, view: ModelView) -> None:
         without = self._recipe.without
-        self._budgets, self._sensitivity, self._energies = {}, {}, {}
+        self._budgets, self._sensitivity, self._energies, self._targets = {}, {}, {}, None
         if self.config.mode == "weights-only":
             self._energies = {} if "gains" in without else input_energies(view)
             return
         # A model whose blocks come to the device one at a time has no gradients: every layer then gets the budget.
         whole = len({parameter.device for parameter in view.model.parameters()}) == 1
+        if self.config.tuning == "model":
+            if not whole:
+                raise InputError("tuning='model' needs the whole model on one device; tuning='blocks' does not")
+            self._targets = head_inputs(view)
         if not whole or {"allocation", "weighting"} <= without:
             return
         for name, linear in view.linears.items():
@@ -124,6 +131,9 @@ class SageX(QuantizationMethod):
         if self.needs != "nothing":
             pivots = Pivots.of(self._statistics(statistics, weight, context).hessian, self._recipe)
         return self._encode(weight, pivots, context)
+
+    def refine(self, view: QuantizedView) -> Refinement | None:
+        return None if self._targets is None else distill(view, self._targets)
 
     def _encode(self, weight: Tensor, pivots: Pivots | None, context: LayerContext) -> TrellisWeight:
         found = self._sensitivity.get(context.name)

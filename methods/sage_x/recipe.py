@@ -13,9 +13,10 @@ import torch
 # gains as the size of inputs.
 Ingredient = Literal["rotation", "rates", "order", "feedback", "allocation", "cap", "weighting", "targets", "gains"]
 
-# What is trained, block by block: nothing; the continuous parameters of a block whose codes stand, row scales and norm
-# gains; or those and, before they are encoded, the weights.
-Tuning = Literal["none", "scales", "blocks"]
+# What is trained: nothing; block by block the continuous parameters of a block whose codes stand, row scales and norm
+# gains; those and, before they are encoded, the weights; or all that and, at last, the continuous parameters of the
+# whole model together.
+Tuning = Literal["none", "scales", "blocks", "model"]
 
 
 @dataclass(frozen=True)

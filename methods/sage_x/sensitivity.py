@@ -86,12 +86,13 @@ class _Probe:
         output.register_hook(lambda gradient: self._add(name, x, gradient))
 
     def _add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        squared = gradient[0].detach().float().square()
+        # One sample, whose tokens some models (OPT) hand on without their leading axis.
+        squared = gradient.detach().float().flatten(0, -2).square()
         weights = squared.mean(dim=1).sqrt()
         if name not in self._hessians:
             self._hessians[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
             self._importance[name] = torch.zeros(squared.shape[1], device=x.device)
-        accumulate(self._hessians[name], x[0].float() * weights.sqrt()[:, None])
+        accumulate(self._hessians[name], x.float().flatten(0, -2) * weights.sqrt()[:, None])
         self._importance[name] += squared.sum(dim=0)
         self._weights[name].append(weights)
 

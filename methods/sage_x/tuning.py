@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from methods.block import BlockView
 
-EPOCHS = 4
 # Tokens of one step, in whole samples, at least one.
 BATCH_TOKENS = 2048
+# Steps in all, in whole passes over the samples, at least one: few samples are seen more often than many, but no sample
+# more often than EPOCHS times.
+STEPS = 28
+EPOCHS = 4
 # Share of the samples that is held out, at least one.
 HELD_OUT = 0.125
 # Steps relative to the size of what is trained: root mean square of a weight matrix, or each scale and gain itself.
@@ -68,9 +71,7 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
 
     targets: [samples, tokens, hidden]. importance: [hidden], token_weights: [samples, tokens], of the errors.
     """
-    samples = len(view.hidden)
-    held = max(1, round(HELD_OUT * samples)) if samples > 1 else 0
-    train, test = range(samples - held), range(samples - held, samples)
+    train, test = split(len(view.hidden))
     if not train or not test:
         return 1.0
     groups = trainable.parameters()
@@ -88,10 +89,11 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     size = max(1, BATCH_TOKENS // view.hidden.shape[1])
     batches = [train[start : start + size] for start in range(0, len(train), size)]
-    total = EPOCHS * len(batches)
+    epochs = epochs_of(STEPS, len(batches))
+    total = epochs * len(batches)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
     before = held_out()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for batch in batches:
             optimizer.zero_grad()
             with torch.enable_grad():
@@ -108,6 +110,17 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
     return after / before if before else 1.0
 
 
+def split(samples: int) -> tuple[range, range]:
+    """Samples to train on, and the last ones, held out; empty where there is one sample alone."""
+    held = max(1, round(HELD_OUT * samples)) if samples > 1 else 0
+    return range(samples - held), range(samples - held, samples)
+
+
+def epochs_of(steps: int, batches: int) -> int:
+    """Passes over `batches` that come nearest to so many steps, at most EPOCHS."""
+    return min(EPOCHS, max(1, round(steps / batches)))
+
+
 def _loss(
     view: BlockView,
     targets: Tensor,
@@ -121,10 +134,10 @@ def _loss(
     return (error.square() @ importance * token_weights[sample].to(output)).mean()
 
 
-def norm_gains(block: nn.Module) -> dict[str, Tensor]:
-    """One-dimensional parameters of the block (gains of norms), by name; biases are left alone."""
+def norm_gains(module: nn.Module) -> dict[str, Tensor]:
+    """One-dimensional parameters of a block or a model (gains of norms), by name; biases are left alone."""
     return {
         name: parameter.detach().clone()
-        for name, parameter in block.named_parameters()
+        for name, parameter in module.named_parameters()
         if parameter.dim() == 1 and name.endswith("weight")
     }
