@@ -68,7 +68,7 @@ def estimate(spec: RunSpec, *, quantized: bool = False) -> Estimate:
         tokens = spec.calibration.samples * spec.calibration.context
         # Two forward passes over the blocks, and the products of the Hessians: about as much again. Training is a
         # forward pass and, for the gradients of weights and of activations, two more.
-        seconds += (3 + 3 * method.training_epochs) * _ATTENTION_SHARE * 2 * weights * tokens / speed
+        seconds += (3 + 3 * method.training_epochs(tokens)) * _ATTENTION_SHARE * 2 * weights * tokens / speed
         memory += int(tokens * (weights / 1e6) ** 0.5 * 64)
     return Estimate(seconds, memory)
 

@@ -57,8 +57,7 @@ class Aptq(QuantizationMethod):
     def needs(self) -> Needs:
         return "block"
 
-    @property
-    def training_epochs(self) -> int:
+    def training_epochs(self, tokens: int) -> float:
         return 1  # the gradients of the attention's output
 
     def check_shape(self, out_features: int, in_features: int) -> None:

@@ -112,10 +112,9 @@ class QuantizationMethod(ABC):
         """What `quantize_linear` reads from its statistics; calibration collects just that."""
         return "nothing"
 
-    @property
-    def training_epochs(self) -> int:
-        """How often all calibration tokens run through the blocks forward and backward, for the estimate of a run's
-        time; 0 for a method that takes no gradients."""
+    def training_epochs(self, tokens: int) -> float:
+        """How often all of so many calibration tokens run through the blocks forward and backward, for the estimate of
+        a run's time; 0 for a method that takes no gradients."""
         return 0
 
     @property

@@ -15,6 +15,7 @@ from kernels.layouts.trellis import check_rows
 from methods.base import LayerContext, MethodConfig, Needs, NominalBits, Provenance, QuantizationMethod
 from methods.block import BlockResult, BlockView
 from methods.model import ModelView, QuantizedView, Refinement
+from methods.sage_x import distillation, tuning
 from methods.sage_x.allocation import matrix_budgets
 from methods.sage_x.block import BlockEncoder
 from methods.sage_x.distillation import distill, head_inputs
@@ -22,6 +23,7 @@ from methods.sage_x.encoder import Pivots, encode_matrix, overhead_bytes
 from methods.sage_x.norms import input_energies
 from methods.sage_x.recipe import Ingredient, Recipe, Tuning
 from methods.sage_x.sensitivity import Sensitivity, measure
+from methods.sage_x.tuning import epochs_of
 from methods.second_order import DampingConfig
 from methods.statistics import LayerStatistics
 
@@ -72,6 +74,16 @@ class SageX(QuantizationMethod):
     @property
     def calibration_corpus(self) -> str | None:
         return "self" if self.config.mode == "self-calibrated" else None
+
+    def training_epochs(self, tokens: int) -> float:
+        if self.needs == "nothing":
+            return 0
+        # The gradients of `study`; then before each group of a block, of which most models have four, and at its end.
+        of_blocks = {"none": 0, "scales": 1}.get(self.config.tuning, 5)
+        epochs = 1 + of_blocks * epochs_of(tuning.STEPS, tokens / tuning.BATCH_TOKENS)
+        if self.config.tuning == "model":
+            epochs += epochs_of(distillation.STEPS, tokens / distillation.BATCH_TOKENS)
+        return epochs
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         check_rows(out_features)

@@ -116,7 +116,7 @@ def split(samples: int) -> tuple[range, range]:
     return range(samples - held), range(samples - held, samples)
 
 
-def epochs_of(steps: int, batches: int) -> int:
+def epochs_of(steps: int, batches: float) -> int:
     """Passes over `batches` that come nearest to so many steps, at most EPOCHS."""
     return min(EPOCHS, max(1, round(steps / batches)))
 

@@ -53,8 +53,7 @@ class SlimLlmPlus(GroupWidthMethod):
     def needs(self) -> Needs:
         return "block"
 
-    @property
-    def training_epochs(self) -> int:
+    def training_epochs(self, tokens: int) -> float:
         return self.config.epochs
 
     def quantize_linear(

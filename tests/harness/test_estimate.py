@@ -15,7 +15,7 @@ def known_machine(monkeypatch):
 
 
 def spec_of(method="fp16", *, model="opt-1.3b", windows=10, samples=8, dtype="float32", **options):
-    calibrated = method in ("gptq", "slim-llm-plus")
+    calibrated = method in ("gptq", "slim-llm-plus", "sage-x")
     calibration = CalibrationSpec(corpus="c4", samples=samples) if calibrated else None
     return RunSpec(
         model=ModelSpec(name=model, dtype=dtype),
@@ -54,6 +54,17 @@ def test_every_epoch_of_a_method_that_trains_costs_a_pass_forward_and_two_back()
     pass_forward = 2 * 1_207_959_552 * 8 * 2048 / 1e11  # of the linear layers alone
     assert five - one == pytest.approx(4 * 3 * 1.4 * pass_forward, rel=0.01)
     assert one > estimate(spec_of("gptq")).seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [({"tuning": "scales"}, 4), ({"tuning": "blocks"}, 20), ({"tuning": "model"}, 24), ({"mode": "weights-only"}, -2)],
+)
+def test_training_of_sage_x_counts(options, epochs):
+    """On 8 samples, all of them four times, beside the gradients that every calibrated run takes, and its passes."""
+    plain, trained = (estimate(spec_of("sage-x", **each)).seconds for each in ({}, options))
+    pass_forward = 2 * 1_207_959_552 * 8 * 2048 / 1e11
+    assert trained - plain == pytest.approx(3 * epochs * 1.4 * pass_forward, rel=0.01)
 
 
 def test_weights_that_another_run_makes_cost_nothing_more():
