@@ -18,7 +18,8 @@ from methods.hessian import proxy_loss
 @dataclass(frozen=True)
 class LayerLog:
     """What is known of one quantized layer. relative_error: ||W - Q||^2 / ||W||^2. proxy_loss: the share of the layer's
-    output energy that is lost, tr((W - Q) H (W - Q)^T) / tr(W H W^T), or None without a Hessian."""
+    output energy that is lost, tr((W - Q) H (W - Q)^T) / tr(W H W^T), or None without a Hessian. Both are of the weight
+    as it was first quantized: what a method's `refine` changes in the finished model is not in them."""
 
     name: str
     block: int

@@ -2,7 +2,8 @@
 
 The model that is measured afterwards holds exactly what the packed tensors decode to. Each finished block can be kept
 on disk together with the activations behind it: quantization that is interrupted goes on from the last block, and its
-result is the uninterrupted one bit for bit.
+result is the uninterrupted one bit for bit. A method may refine the finished model at the end; interrupted there, it
+begins with the last block again.
 """
 
 from __future__ import annotations
@@ -131,8 +132,7 @@ def quantize_model(
             part = checkpoints.save(index, part, None if stream is None or last else stream.state())
         placement.remember(block, *_inside(blocks, index, part))
         result.extend(part)
-    view = QuantizedView(model, dict(result.packed), known, lambda done, total: progress(done, total, "whole model"))
-    refinement = method.refine(view)
+    refinement = _refine(model, method, result, known, progress)
     if refinement is not None:
         result = _refined(model, result, refinement, method)
         if checkpoints is not None:
@@ -140,6 +140,19 @@ def quantize_model(
         install(model, result, placement)
     progress(1, 1, "done")
     return result
+
+
+def _refine(
+    model: nn.Module, method: QuantizationMethod, result: QuantizedModel, windows: Tensor | None, progress: Progress
+) -> Refinement | None:
+    """What `method` makes of the whole model. Raises NumericalError if it changed the model itself."""
+    versions = {name: parameter._version for name, parameter in model.named_parameters()}
+    view = QuantizedView(model, dict(result.packed), windows, lambda done, total: progress(done, total, "whole model"))
+    refinement = method.refine(view)
+    for name, parameter in model.named_parameters():
+        if parameter._version != versions[name]:
+            raise NumericalError(f"method {method.name!r} changed {name} in place; `refine` must return what is new")
+    return refinement
 
 
 def _refined(
@@ -152,18 +165,28 @@ def _refined(
     name_of_method = f"method {method.name!r}"
     for name, weight in refinement.packed.items():
         old = result.packed.get(name)
-        if old is None or weight.shape != old.shape or weight.nbytes() != old.nbytes():
-            raise NumericalError(f"{name_of_method} refined {name}, which is no layer of the model or had another size")
-        if not all_finite(weight.decode()):
+        if old is None or _kind(weight) != _kind(old):
+            raise NumericalError(
+                f"{name_of_method} refined {name}, which is no layer of the model, or had another layout or size"
+            )
+        if not all(all_finite(tensor) for tensor in weight.tensors().values() if tensor.is_floating_point()):
             raise NumericalError(f"{name_of_method} returned NaN or infinity for {name}")
     parameters = dict(model.named_parameters())
     for name, tensor in refinement.parameters.items():
-        if name not in parameters or parameters[name].shape != tensor.shape or not all_finite(tensor):
-            raise NumericalError(f"{name_of_method} refined {name}, which has another shape, or NaN or infinity")
-    folded = {name: tensor.to(parameters[name]) for name, tensor in refinement.parameters.items()}
+        if name not in parameters or name.removesuffix(".weight") in result.packed:
+            raise NumericalError(f"{name_of_method} refined {name}, which is no unquantized parameter of the model")
+        if parameters[name].shape != tensor.shape or not all_finite(tensor):
+            raise NumericalError(f"{name_of_method} refined {name}, which has another shape now, or NaN or infinity")
+        if not any(torch.equal(tensor.to(kind).to(tensor.dtype), tensor) for kind in (torch.float16, torch.bfloat16)):
+            raise NumericalError(f"{name_of_method} refined {name}, whose values do not fit in the 16 bits they count")
+    folded = {name: tensor.to(parameters[name].dtype) for name, tensor in refinement.parameters.items()}
     packed = {**result.packed, **{name: new.to("cpu") for name, new in refinement.packed.items()}}
     first = replace(result.layers[0], facts={**result.layers[0].facts, **refinement.facts})
     return QuantizedModel(packed, [first, *result.layers[1:]], {**result.folded, **folded})
+
+
+def _kind(weight: PackedWeight) -> tuple[str, tuple[int, ...], int]:
+    return weight.layout, tuple(weight.shape), weight.nbytes()
 
 
 def _short_samples(windows: Tensor, tokens: int | None) -> Tensor:

@@ -82,6 +82,7 @@ class QuantizedEntry:
     def restore(self) -> tuple[list[QuantizedModel], dict[str, Tensor] | None]:
         """The finished blocks of an interrupted run, and the state of the stream of activations after them."""
         self._since = time.perf_counter()
+        self._replaced = False
         remove_stale_parts(self.folder)
         stream, wanted = self._read_stream()
         blocks: list[QuantizedModel] = []
@@ -150,7 +151,7 @@ class QuantizedEntry:
         marker = {"blocks": len(blocks), "whole": self._replaced, "phases": phases, "file_bytes": size}
         write_text(self.folder / "quantized.json", json.dumps(marker))
         (self.folder / "stream.safetensors").unlink(missing_ok=True)
-        for piece in blocks if self._replaced else []:
+        for piece in blocks if self._replaced else [_WHOLE]:  # or what an interrupted run has left
             for file in (*self._files(piece), self._described(piece)):
                 file.unlink(missing_ok=True)
         prune([self.folder], "quantized.json", cache_limit(_DEFAULT_GB))

@@ -43,7 +43,8 @@ class BlockView:
         Gradients reach `weights`, unless the caller switched them off.
         """
         hidden = hidden.to(next(self.block.parameters()).device)
-        output = torch.func.functional_call(self.block, dict(weights), (hidden, *self.extra), self.arguments)
+        given = {name: tensor.to(self.block.get_parameter(name).dtype) for name, tensor in weights.items()}
+        output = torch.func.functional_call(self.block, given, (hidden, *self.extra), self.arguments)
         return output[0] if isinstance(output, tuple) else output
 
 

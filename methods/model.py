@@ -23,9 +23,9 @@ class ModelView:
 
 @dataclass(frozen=True)
 class QuantizedView:
-    """The model with every layer quantized: it holds the decoded weights. packed: the weights as they are stored, by
-    the layer's name in the model, in order. windows: as in `ModelView`. progress: to be called with (steps done, steps
-    in all)."""
+    """The model with every layer quantized: it holds the decoded weights, unless its blocks come to the device one at a
+    time. packed: the weights as they are stored, by the layer's name in the model, in order. windows: as
+    for `ModelView`. progress: to be called with (steps done, steps in all)."""
 
     model: nn.Module
     packed: Mapping[str, PackedWeight]

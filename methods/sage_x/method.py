@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from kernels.errors import InputError
 from kernels.layouts import PackedWeight, TrellisWeight
@@ -39,6 +40,12 @@ class SageXConfig(DampingConfig):
         "not encoded yet, or all that and then the scales and gains of the whole model",
     )
     without: list[Ingredient] = Field([], description="ingredients left out, to see what each is worth")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        if self.mode == "weights-only" and self.tuning != "none":
+            raise ValueError(f"tuning={self.tuning!r} needs text, and mode='weights-only' has none")
+        return self
 
 
 class SageX(QuantizationMethod):
@@ -145,7 +152,8 @@ class SageX(QuantizationMethod):
         return self._encode(weight, pivots, context)
 
     def refine(self, view: QuantizedView) -> Refinement | None:
-        return None if self._targets is None else distill(view, self._targets)
+        targets, self._targets = self._targets, None  # as large as a block's activations, and of no use afterwards
+        return None if targets is None else distill(view, targets)
 
     def _encode(self, weight: Tensor, pivots: Pivots | None, context: LayerContext) -> TrellisWeight:
         found = self._sensitivity.get(context.name)

@@ -86,6 +86,8 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
         with torch.no_grad():
             return float(loss(test))
 
+    # Adam does not mind their size; float16 has no room for those of a mean over tokens.
+    size_of_gradients = 4096 if next(view.block.parameters()).dtype == torch.float16 else 1
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     size = max(1, BATCH_TOKENS // view.hidden.shape[1])
     batches = [train[start : start + size] for start in range(0, len(train), size)]
@@ -97,7 +99,7 @@ def tune(view: BlockView, targets: Tensor, trainable: Trainable, importance: Ten
         for batch in batches:
             optimizer.zero_grad()
             with torch.enable_grad():
-                loss(batch).backward()
+                (size_of_gradients * loss(batch)).backward()
             optimizer.step()
             rates.step()
     after = held_out()

@@ -41,6 +41,7 @@ from methods.registry import builtin_method_names
 WAYS = [
     *((name, {}) for name in builtin_method_names()),
     ("sage-x", {"tuning": "scales", "without": ["allocation", "weighting"]}),
+    ("sage-x", {"tuning": "model"}),
     ("sage-x", {"mode": "weights-only"}),
 ]
 SHORT = {**tiny.OPTIONS, "slim-llm": {"bits": 3, "group_size": -1}, "mg-ptq": {"group_size": 64, "steps": 3}}

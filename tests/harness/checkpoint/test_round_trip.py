@@ -20,6 +20,7 @@ from harness.cli import main
 from harness.models import load
 from harness.models.load import load_model
 from kernels.linear import PackedLinear
+from methods import Refinement
 from methods.registry import method_names
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,6 +68,16 @@ def test_a_reloaded_model_gives_the_bits_of_the_model_in_memory(name, save, tiny
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_of_models_comes_back(family, save, tmp_path):
     saved = save("rtn", tiny.save(tmp_path / "model", family))
+    assert torch.equal(logits(load_checkpoint(saved.folder), saved.tokens), saved.packed_logits)
+    assert torch.equal(logits(load_checkpoint(saved.folder, dequantize=True), saved.tokens), saved.logits)
+
+
+def test_gains_that_were_trained_outside_the_blocks_are_stored(save, tiny_folder, monkeypatch):
+    name = "model.norm.weight"
+    trained = (torch.arange(tiny.HIDDEN) / 7).half()
+    monkeypatch.setattr("methods.sage_x.method.distill", lambda view, targets: Refinement({}, {name: trained}))
+    saved = save("sage-x", tiny_folder, tuning="model", without=["allocation", "weighting"])
+    assert torch.equal(stored(saved.folder)[name].float(), trained.float())
     assert torch.equal(logits(load_checkpoint(saved.folder), saved.tokens), saved.packed_logits)
     assert torch.equal(logits(load_checkpoint(saved.folder, dequantize=True), saved.tokens), saved.logits)
 

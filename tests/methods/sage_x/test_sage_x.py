@@ -42,6 +42,12 @@ def test_the_seed_changes_the_rotation_alone(layer):
     assert not torch.equal(first.row_scales(), second.row_scales())
 
 
+@pytest.mark.parametrize("tuning", ["scales", "blocks", "model"])
+def test_nothing_is_trained_without_data(tuning):
+    with pytest.raises(InputError, match=f"tuning='{tuning}' needs text, and mode='weights-only' has none"):
+        create_method("sage-x", mode="weights-only", tuning=tuning)
+
+
 def test_a_budget_that_does_not_pay_for_the_scales_is_refused():
     with pytest.raises(InputError, match=r"budget=1 bits per weight is less than the .* bits that the scales"):
         create_method("sage-x", budget=1.0).check_shape(16, 17)
