@@ -136,7 +136,7 @@ def test_the_front_has_every_method_and_a_row_of_sage_x_for_every_budget_and_mod
             kinds.setdefault(kind, []).append(row.options["budget"])
     assert kinds == {
         kind: list(experiment.budgets)
-        for kind in ((None, None), (None, "blocks"), ("self-calibrated", None), ("weights-only", None))
+        for kind in ((None, None), (None, "model"), ("self-calibrated", None), ("weights-only", None))
     }
     assert len({(row.method, row.setting) for row in rows}) == len(rows)
 

@@ -70,13 +70,15 @@ def test_what_the_readme_says_of_sage_x_and_others_follows_from_their_records():
     }
     readme = (_ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| (.+): ([\d.]+) \| .+: ([\d.]+) \| (.+) \| (\w{16}) (\w{16}) \|$", readme, re.MULTILINE)
-    assert len(lines) == 8
+    assert len(lines) == 9
     for bits, first, second, apart, *keys in lines:
         ours, other = (json.loads(records[key].read_text(encoding="utf-8")) for key in keys)
         assert float(bits.split(" ")[0]) == pytest.approx(ours["ledger"]["payload_bits"], abs=1e-3)
         options = ours["spec"]["method"]["options"]
         assert ("no data" in bits) == (options.get("mode") == "weights-only")
-        assert ("tuning: blocks" in bits) == (options.get("tuning") == "blocks")
+        assert re.findall(r"tuning: (\w+)", bits) == [options["tuning"]] * ("tuning" in options)
+        seen = [record["spec"]["calibration"] for record in (ours, other)]
+        assert {each["samples"] for each in seen if each} <= {16 if "16 samples" in bits else 8}
         (found,) = compare_records(ours, other)
         assert [f"{found.first:.2f}", f"{found.second:.2f}"] == [first, second]
         assert apart.startswith(f"{found.difference:.2f} ({found.low:.2f} to {found.high:.2f})")
